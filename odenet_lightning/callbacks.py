@@ -1,0 +1,319 @@
+"""What is counted, printed and drawn while a network trains. Callbacks gather; figures.py draws."""
+
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams as hparams_summary
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from odenet_lightning.block import SolveRecord
+from odenet_lightning.figures import contact_sheet, draw_confusion, draw_digits, draw_feature_maps
+from odenet_lightning.models import CLASSES
+
+MISTAKES = 32  # misclassified digits drawn
+TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def tensorboard(trainer: Trainer) -> SummaryWriter | None:
+    """The run's event file, on the process that writes it."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            return logger.experiment
+    return None
+
+
+def add_figure(trainer: Trainer, tag: str, figure: Figure) -> None:
+    """Put a figure into the run's event file."""
+    writer = tensorboard(trainer)
+    if writer is not None:
+        writer.add_figure(tag, figure, trainer.global_step, close=False)
+
+
+class EvaluationCounts(Callback):
+    """Logs evaluations of the field (NFE), summed over a network's ODE blocks.
+
+    `nfe/forward`, `nfe/backward`: in training, averaged over the steps since they were last
+    written; `nfe/backward` only where the gradient method evaluates the field on the way back.
+    `nfe/val_forward`: in validation, averaged over the batches. The records of every batch are
+    dropped after it, so that no phase's count leaks into another's.
+    """
+
+    def __init__(self) -> None:
+        self.forward: list[int] = []
+        self.backward: list[int] = []
+
+    @staticmethod
+    def _collect(pl_module: LightningModule) -> list[SolveRecord]:
+        records = [record for block in pl_module.net.ode_blocks for record in block.solves]
+        for block in pl_module.net.ode_blocks:
+            block.forget_solves()
+        return records
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start each batch's count at zero."""
+        self._collect(pl_module)
+        if batch_idx % trainer.log_every_n_steps == 0:
+            self.forward, self.backward = [], []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch and log the average since the last written one."""
+        records = self._collect(pl_module)
+        if not records:
+            return
+        self.forward.append(sum(record.forward.evaluations for record in records))
+        pl_module.log("nfe/forward", sum(self.forward) / len(self.forward), prog_bar=True)
+        backward = [record.backward.evaluations for record in records if record.backward is not None]
+        if backward:
+            self.backward.append(sum(backward))
+            pl_module.log("nfe/backward", sum(self.backward) / len(self.backward), prog_bar=True)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Start each batch's count at zero."""
+        self._collect(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch."""
+        records = self._collect(pl_module)
+        if records:
+            count = float(sum(record.forward.evaluations for record in records))
+            pl_module.log("nfe/val_forward", count, on_epoch=True, batch_size=1, sync_dist=True)
+
+
+class Throughput(Callback):
+    """Logs `perf/images_per_second`: images trained on, over all processes, without validation's time."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.seconds = 0.0
+        self.started = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start the clock; batches are timed from their arrival to the optimiser's step."""
+        if batch_idx % trainer.log_every_n_steps == 0:
+            self.images, self.seconds = 0, 0.0
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the rate since it was last written."""
+        self.seconds += time.perf_counter() - self.started
+        self.images += len(batch[0]) * trainer.world_size
+        pl_module.log("perf/images_per_second", self.images / self.seconds)
+
+
+class EpochLines(Callback):
+    """A plain line an epoch, for logs and pipes, where a progress bar would be noise."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the epoch's figures."""
+        train_acc = pl_module.accuracies["train_acc"].compute()  # on every process: it gathers
+        if not trainer.is_global_zero:
+            return
+        values = {**trainer.callback_metrics, "train/acc": train_acc}
+        shown = [f"epoch {trainer.current_epoch + 1}", f"step {trainer.global_step}"]
+        for name, label, style in (
+            ("train/loss", "loss", "{:.3f}"),
+            ("train/acc", "train", "{:.2%}"),
+            ("val/acc", "val", "{:.2%}"),
+            ("nfe/forward", "NFE forward", "{:.1f}"),
+            ("nfe/backward", "backward", "{:.1f}"),
+            ("perf/images_per_second", "images/s", "{:.0f}"),
+        ):
+            if name in values:
+                shown.append(f"{label} {style.format(float(values[name]))}")
+        print("  ".join(shown), flush=True)
+
+
+class Hyperparameters(Callback):
+    """Writes the run's hyperparameters for TensorBoard's HPARAMS page, beside the metrics it really logs."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write them once, with what only a set-up run knows."""
+        writer = tensorboard(trainer)
+        if writer is None:
+            return
+        data = getattr(trainer, "datamodule", None)
+        values = {**flatten(dict(pl_module.hparams)), "num_params": pl_module.num_params}
+        if data is not None:
+            values |= flatten({"data": dict(data.hparams)}) | {"data.digits_used": data.digits_used}
+        values |= {"precision": str(trainer.precision), "processes": trainer.world_size}
+        # the metrics' values come from the curves of the same names; the zeros are written nowhere
+        experiment, session, _ = hparams_summary(values, {"val/acc": 0.0, "val/loss": 0.0})
+        writer.file_writer.add_summary(experiment)
+        writer.file_writer.add_summary(session)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Nested plain values as one level of dotted names; what is neither number nor text becomes text."""
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in tree.items():
+        if key.startswith("_"):
+            continue
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str | int | float | bool) else str(value)
+    return flat
+
+
+class Pictures(Callback):
+    """Draws, after validation: misclassified digits, the confusion matrix, and a digit's way through the ODE.
+
+    Args:
+        every_n_epochs: how often; 0 never.
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 0:
+            raise ValueError(f"every_n_epochs must not be negative, not {every_n_epochs}")
+        self.every_n_epochs = every_n_epochs
+        self.confusion = MulticlassConfusionMatrix(CLASSES)
+        self.mistakes: list[tuple[Tensor, int, int]] = []
+        self.example: Tensor | None = None
+
+    def _is_on(self, trainer: Trainer) -> bool:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self.every_n_epochs == 0:
+            return False
+        return (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start afresh."""
+        self.confusion.reset()
+        self.confusion.to(pl_module.device)
+        self.mistakes, self.example = [], None
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Gather what is drawn."""
+        if not self._is_on(trainer):
+            return
+        images, labels = batch
+        predicted = outputs["logits"].argmax(1)
+        self.confusion.update(predicted, labels)
+        self.example = images[:1] if self.example is None else self.example
+        for index in (predicted != labels).nonzero().flatten()[: MISTAKES - len(self.mistakes)]:
+            self.mistakes.append((images[index, 0].cpu(), int(labels[index]), int(predicted[index])))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        if not self._is_on(trainer):
+            return
+        counts = self.confusion.compute()  # on every process: it gathers
+        if tensorboard(trainer) is None or self.example is None:
+            return
+        wrong = int(counts.sum() - counts.diagonal().sum())
+        add_figure(trainer, "val/confusion", draw_confusion(counts))
+        images = torch.stack([image for image, _, _ in self.mistakes]) if self.mistakes else torch.zeros(0, 28, 28)
+        titles = [f"{true} taken for {predicted}" for _, true, predicted in self.mistakes]
+        title = f"{wrong} of {int(counts.sum())} validation digits wrong"
+        if wrong > len(images):
+            title += f", {len(images)} of them:"
+        add_figure(trainer, "val/misclassified", draw_digits(images, titles, title))
+        self._draw_flow(trainer, pl_module, self.example)
+
+    @torch.no_grad()
+    def _draw_flow(self, trainer: Trainer, pl_module: LightningModule, image: Tensor) -> None:
+        for index, block in enumerate(pl_module.net.ode_blocks):
+            inputs: list[Tensor] = []
+            handle = block.register_forward_pre_hook(lambda _, args, kept=inputs: kept.append(args[0]))
+            with trainer.precision_plugin.forward_context():
+                pl_module.net(image)
+                handle.remove()
+                states = block.trajectory(inputs[0], TIMES)[:, 0]
+            tag = "val/feature_maps" if index == 0 else f"val/feature_maps_block_{index + 1}"
+            add_figure(trainer, tag, draw_feature_maps(image[0, 0], states, TIMES))
+
+
+class TestReport(Callback):
+    """Prints the accuracy on the test digits and the time it took."""
+
+    __test__ = False  # not for pytest
+
+    def __init__(self) -> None:
+        self.started = 0.0
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print."""
+        seconds = time.perf_counter() - self.started
+        data = getattr(trainer, "datamodule", None)
+        count = f"{len(data.parts['test']):,} " if data is not None else ""
+        used = f" of {data.digits_used}" if data is not None else ""
+        if trainer.is_global_zero:
+            accuracy = float(trainer.callback_metrics["test/acc"])
+            print(f"Accuracy on the {count}test digits{used}: {accuracy:.2%} (in {seconds:.2f} seconds)", flush=True)
+
+
+class PredictionWriter(Callback):
+    """Writes predictions.csv (file, digit, confidence) and predictions.png, a contact sheet."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Tensor]] = []
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start afresh."""
+        self.rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the batch's predictions."""
+        self.rows.append({key: value.cpu() for key, value in outputs.items()})
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write both files into the run's folder and say where they are."""
+        data = trainer.datamodule
+        folder = Path(trainer.log_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        digits, confidences, images = (
+            torch.cat([row[k] for row in self.rows]) for k in ("digit", "confidence", "images")
+        )
+        names = [path.name for path in data.predict_paths]
+        with (folder / "predictions.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "digit", "confidence"])
+            for path, digit, confidence in zip(data.predict_paths, digits.tolist(), confidences.tolist(), strict=True):
+                writer.writerow([str(path), digit, f"{confidence:.4f}"])
+        contact_sheet(images, names, digits.tolist(), confidences.tolist()).savefig(folder / "predictions.png")
+        for line in data.unreadable:
+            print(f"skipped {line}", file=sys.stderr)
+        print(f"{len(names)} pictures read, {len(data.unreadable)} skipped")
+        print(f"predictions:   {folder / 'predictions.csv'}\ncontact sheet: {folder / 'predictions.png'}", flush=True)

@@ -1,0 +1,297 @@
+"""The command line: LightningCLI with this project's defaults, reports, and errors in one line."""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import Namespace
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from odenet_lightning.callbacks import (
+    EpochLines,
+    EvaluationCounts,
+    Hyperparameters,
+    Pictures,
+    PredictionWriter,
+    TestReport,
+    Throughput,
+)
+from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.module import ClassifierModule
+
+PROGRAM = "python -m odenet_lightning"
+DEBUG = "ODENET_DEBUG"  # environment variable: show tracebacks
+
+# epochs of a run that is given no length: about as many steps as pay on either set
+DEFAULT_EPOCHS = {"mnist": 4, "sample": 40}
+
+# the quick recipe's network: at the post's tolerance Bosh3 needs 4 evaluations where Dopri5 needs 7,
+# and the time is better spent on more steps. Spelled out so that a flag can change single values.
+DEFAULT_NET = {
+    "class_path": "odenet_lightning.models.ODENet",
+    "init_args": {
+        "channels": 6,
+        "solver": {
+            "class_path": "odenet_lightning.solvers.Bosh3",
+            "init_args": {"rtol": 0.1, "atol": 0.1, "first_step": "warm"},
+        },
+        "gradient": {"class_path": "odenet_lightning.gradients.Backprop"},
+    },
+}
+
+
+class UsageError(RuntimeError):
+    """The command line cannot be understood."""
+
+
+class Parser(LightningArgumentParser):
+    """Raises instead of printing its usage, so that every error ends in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise `UsageError` with what matters of the message."""
+        raise UsageError(condense(message)) from ex
+
+
+# what jsonargparse says of a union's branches without helping a reader
+NOISE = ("Does not validate", "Expected a NoneType", "Expected a path", "Given value", "Subtypes", "Problem with")
+
+
+def condense(message: str) -> str:
+    """Jsonargparse's report of a failed parse, a tree over several lines, as the path to its first leaf."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
+    if "Does not validate" not in text:
+        return text
+    path, leaf = [], ""
+    for part in re.split(r"(?:^|\s)-\s|Errors:", text):
+        part = part.strip()
+        while key := re.match(r'Parser key "([^"]+)":\s*', part):
+            path.append(key.group(1))
+            part = part[key.end() :]
+        if part and not part.startswith(NOISE):
+            leaf = part
+            break
+    return f"{'.'.join(path)}: {leaf}" if path else leaf
+
+
+class RunLength(Callback):
+    """Gives a run without a length one that suits its digits (`DEFAULT_EPOCHS`)."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The digits are known now, the schedule is not yet made."""
+        if stage == "fit":
+            trainer.fit_loop.max_epochs = DEFAULT_EPOCHS[trainer.datamodule.digits_used]
+
+
+class CLI(LightningCLI):
+    """fit | validate | test | predict."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Checkpoints and pictures get flags of their own; the network's parts can be set one by one."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Pictures, "pictures")
+        parser.set_defaults(
+            {
+                "model.net": DEFAULT_NET,
+                "checkpoint.monitor": "val/acc",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """A checkpoint brings the model it was trained with; flags and configs after it still win."""
+        given = list(sys.argv[1:] if args is None else args) if not isinstance(args, dict | Namespace) else None
+        if given is None:
+            super().parse_arguments(parser, args)
+            return
+        path = checkpoint_path(given)
+        if path is not None:
+            hparams = load_checkpoint(path).get("hyper_parameters", {})
+            model = {key: value for key, value in hparams.items() if not key.startswith("_")}
+            if model:
+                parser_of = self._subcommand_parsers[given[0]]
+                parser_of.set_defaults({f"model.{key}": value for key, value in model.items()})
+        elif (
+            given
+            and given[0] in ("validate", "test", "predict")
+            and not {"-h", "--help", "--print_config"} & set(given)
+        ):
+            raise UsageError(f"{given[0]} needs a trained network: --ckpt_path FILE (a fit prints its own)")
+        self.config = parser.parse_args(given)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's own way, in which the checkpoint beats the flags, is replaced by `parse_arguments`."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A logger without stub metrics, a progress bar for terminals only, a length where none is given."""
+        trainer = self._get(self.config_init, "trainer")
+        callbacks: list[Callback] = [
+            EvaluationCounts(),
+            Throughput(),
+            Hyperparameters(),
+            TestReport(),
+            PredictionWriter(),
+        ]
+        if trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(
+                save_dir=trainer.default_root_dir or ".",
+                name="lightning_logs",
+                version=os.environ.get("SLURM_JOB_ID"),
+                default_hp_metric=False,
+            )
+        if trainer.enable_progress_bar is None:
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()
+        if not kwargs.get("enable_progress_bar", trainer.enable_progress_bar):
+            callbacks.append(EpochLines())
+        if trainer.enable_model_summary is None:
+            kwargs["enable_model_summary"] = False
+        if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
+            kwargs["max_epochs"] = -1
+            callbacks.append(RunLength())
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Keep the plain config of the network and the optimiser with the checkpoint."""
+        self._dump_config()
+        for key in ("net", "optimizer"):
+            self.model.hparams[key] = self.config_dump["model"][key]
+
+    def before_fit(self) -> None:
+        """Say what is about to be trained."""
+        net = self.model.net
+        if self.trainer.is_global_zero:
+            print(f"training {type(net).__name__}, {net.num_params:,} parameters", flush=True)
+
+    def after_fit(self) -> None:
+        """Say where everything is and what to do next."""
+        trainer, checkpoint = self.trainer, self.trainer.checkpoint_callback
+        if not trainer.is_global_zero or not isinstance(checkpoint, ModelCheckpoint) or trainer.fast_dev_run:
+            return
+        best = checkpoint.best_model_path or checkpoint.last_model_path
+        data = self.datamodule
+        again = f" --data.root {data.root}" if str(data.root) != "data" else ""
+        again += f" --data.source {data.source}" if data.source != "auto" else ""
+        score = checkpoint.best_model_score
+        rows = [
+            (
+                "digits",
+                f"{data.digits_used} ({len(data.parts['train']):,} to train, {len(data.parts['val']):,} to validate)",
+            ),
+            ("trained", f"{trainer.current_epoch} epochs, {trainer.global_step:,} steps"),
+            ("best val/acc", f"{float(score):.2%}" if score is not None else "none"),
+            ("best checkpoint", os.path.relpath(best) if best else "none"),
+            ("curves", f"tensorboard --logdir {os.path.relpath(trainer.logger.root_dir) if trainer.logger else '.'}"),
+        ]
+        if best:
+            rows.append(("test it", f"{PROGRAM} test --ckpt_path {os.path.relpath(best)}{again}"))
+            rows.append(("read your own", f"{PROGRAM} predict --ckpt_path {os.path.relpath(best)} --data.images DIR"))
+        print("\n" + "\n".join(f"{name:<16} {value}" for name, value in rows), flush=True)
+
+    def before_predict(self) -> None:
+        """Predicting needs pictures."""
+        if self.datamodule.images is None:
+            raise UsageError("predict needs a folder of PNG or JPEG digits: --data.images DIR")
+
+    def test(self, model: LightningModule, **kwargs: Any) -> None:
+        """Lightning's table of results is left out: `TestReport` says it in a line."""
+        self.trainer.test(model, **{**kwargs, "verbose": False})
+
+
+def checkpoint_path(args: list[str]) -> str | None:
+    """The value of --ckpt_path, where it names a file rather than one of Lightning's words (best, last, ...)."""
+    for index, arg in enumerate(args):
+        value = arg.removeprefix("--ckpt_path=") if arg.startswith("--ckpt_path=") else None
+        if arg == "--ckpt_path" and index + 1 < len(args):
+            value = args[index + 1]
+        if value is not None and value not in ("best", "last", "hpc", "registry", "null"):
+            return value
+    return None
+
+
+def load_checkpoint(path: str) -> dict[str, Any]:
+    """Load a checkpoint as data, refusing one that carries code.
+
+    Raises:
+        UsageError: no such file, not a checkpoint of this project, or one with more than plain data in it.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as e:
+        if re.search(r"unsupported (global|class)", str(e), re.IGNORECASE):
+            raise UsageError(f"{path} is refused: it holds more than plain data, and loading it could run code") from e
+        raise UsageError(f"{path} is not a checkpoint that can be read (truncated, or another kind of file)") from e
+    if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+        raise UsageError(f"{path} is not a Lightning checkpoint: train one with '{PROGRAM} fit'")
+    return checkpoint
+
+
+def quieten() -> None:
+    """Silence what Lightning says at every start and what does not hold here."""
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # a batch here is one gather from memory: worker processes would only slow it down
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # test, validate and predict have folders of their own
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # third parties' deprecations are theirs to mend
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*treespec.*")
+    warnings.filterwarnings("ignore", message=".*The number of training batches.*smaller than the logging interval.*")
+    warnings.showwarning = show_warning
+
+
+def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning as a person reads it: without the line of source that raised it."""
+    text = str(message).strip()
+    print(text if text.startswith("***") else f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def explain(error: BaseException) -> str:
+    """An error in one line."""
+    text = condense(str(error))
+    if "Error(s) in loading state_dict" in text:
+        return f"the checkpoint does not fit the network of this config ({text.split(':', 2)[-1].strip()[:160]} ...)"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, RuntimeError | ValueError | MisconfigurationException) and text:
+        return text
+    return f"{type(error).__name__}: {text} (unexpected; set {DEBUG}=1 to see where it was raised)"
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line; errors end in one line and exit code 1 (2 for a wrong call)."""
+    quieten()
+    try:
+        CLI(
+            ClassifierModule,
+            MNISTDataModule,
+            parser_class=Parser,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": False},
+            trainer_defaults={},
+            args=args,
+        )
+    except Exception as e:
+        if os.environ.get(DEBUG):
+            raise
+        print(f"error: {explain(e)}", file=sys.stderr, flush=True)
+        raise SystemExit(2 if isinstance(e, UsageError) else 1) from None

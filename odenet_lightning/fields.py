@@ -1,0 +1,62 @@
+"""Vector fields f(t, y): the right-hand sides of dy/dt = f(t, y).
+
+A field is stateless (no counters, no running statistics) and keeps the shape of the state.
+"""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def group_count(channels: int) -> int:
+    """Number of groups for a group norm: the largest divisor of `channels` that is at most 32.
+
+    At 32 channels or fewer this is one group a channel (an instance norm), as in the post.
+    """
+    return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
+
+
+class Field(nn.Module, ABC):
+    """A vector field, dy/dt = f(t, y).
+
+    Subclass it, implement `forward`, and name the class in a config (`model.net.init_args.field`).
+    Do not count, log or cache in a field: solvers call it a varying number of times, and gradient
+    methods call it again on the way back.
+    """
+
+    @abstractmethod
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Evaluate the field.
+
+        Args:
+            t: time, a scalar tensor.
+            y: state, any shape; a batch of images is `[B, C, H, W]`.
+
+        Returns:
+            dy/dt, with the shape of `y`.
+        """
+
+
+class ConvField(Field):
+    """The post's field, f(y) = norm(conv(relu(norm(y)))), the same at all times.
+
+    One group norm serves both places, so its scale and shift are shared (as in the post); the
+    convolution is 3 x 3 with padding 1 and keeps `[B, C, H, W]`.
+
+    Not for tasks where the dynamics must change over t: see Chen et al. 2018 (arXiv:1806.07366),
+    whose field takes t as an extra channel.
+
+    Args:
+        channels: C, at least 1.
+    """
+
+    def __init__(self, channels: int = 6) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(group_count(channels), channels)
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Return dy/dt, `[B, C, H, W]`; `t` is not used."""
+        del t
+        return self.norm(self.conv(F.relu(self.norm(y))))

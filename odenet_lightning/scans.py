@@ -1,0 +1,124 @@
+"""Digits of one's own: pictures of any size and polarity -> 28 x 28 like MNIST's."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as V
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg"))
+BOX = 20  # MNIST fits a digit into 20 x 20 pixels ...
+SIZE = 28  # ... and centres its mass in 28 x 28 (LeCun et al. 1998)
+LARGEST_PIXELS = 50_000_000  # a picture with more is refused before it is unpacked
+
+
+class FolderError(RuntimeError):
+    """A folder of pictures that cannot be used at all."""
+
+
+def load_folder(folder: Path) -> tuple[Tensor, list[Path], list[str]]:
+    """Read every PNG and JPEG of a folder, in the order of names.
+
+    Args:
+        folder: where the pictures lie; folders inside it are not entered.
+
+    Returns:
+        Digits, uint8 `[N, 28, 28]`; their paths; and a line for each picture that could not be read.
+
+    Raises:
+        FolderError: there is no such folder, or no picture in it that can be read.
+    """
+    try:
+        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    except OSError as e:
+        raise FolderError(f"cannot read the folder {folder}: {e.strerror}") from e
+    if not paths:
+        raise FolderError(f"no .png, .jpg or .jpeg file in {folder}")
+    digits, good, bad = [], [], []
+    for path in paths:
+        try:
+            digits.append(read_digit(path))
+            good.append(path)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+            bad.append(f"{str(path.name)!r}: {explain(e)}")
+    if not digits:
+        raise FolderError(f"none of the {len(paths)} pictures in {folder} can be read; the first is {bad[0]}")
+    return torch.stack(digits), good, bad
+
+
+def explain(error: Exception) -> str:
+    """An image error in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def read_digit(path: Path) -> Tensor:
+    """One picture as a digit, uint8 `[28, 28]`, light on dark.
+
+    Raises:
+        OSError, ValueError: no picture, a truncated one, one that is too large, or one without ink.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as picture:
+            if picture.width * picture.height > LARGEST_PIXELS:
+                raise ValueError(f"too large ({picture.width} x {picture.height} pixels)")
+            picture.draft("L", (512, 512))  # a JPEG can be unpacked smaller at once
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            opaque = upright.convert("RGBA") if "A" in upright.getbands() or "transparency" in upright.info else upright
+            if opaque.mode == "RGBA":  # what is transparent counts as white paper
+                opaque = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
+            if opaque.mode.startswith(("I", "F")):
+                grey = V.pil_to_tensor(opaque)[0].to(torch.float32)
+                grey = grey / grey.max().clamp(min=1.0)
+            else:
+                grey = V.pil_to_tensor(opaque.convert("L"))[0].to(torch.float32) / 255
+    return like_mnist(grey)
+
+
+def like_mnist(grey: Tensor) -> Tensor:
+    """Bring a grey picture `[H, W]` in [0, 1] into MNIST's form, uint8 `[28, 28]`.
+
+    Light on dark (the border tells the paper), contrast stretched, the ink's bounding box fitted
+    into 20 x 20 and its centre of mass put in the middle of 28 x 28.
+
+    Raises:
+        ValueError: the picture shows nothing.
+    """
+    if tuple(grey.shape) == (SIZE, SIZE) and is_mnist_like(grey):
+        return (grey * 255).round().to(torch.uint8)
+    border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    paper = border.median()
+    ink = (grey - paper).abs()
+    if ink.max() < 0.1:
+        raise ValueError("nothing to see (an even picture)")
+    ink = ((ink / ink.max() - 0.2) / 0.8).clamp(min=0.0)  # the paper's grain is not ink
+    rows, columns = (ink.amax(1) > 0).nonzero().flatten(), (ink.amax(0) > 0).nonzero().flatten()
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scale = BOX / max(ink.shape)
+    height, width = (max(1, round(side * scale)) for side in ink.shape)
+    small = V.resize(ink[None], [height, width], antialias=True)[0].clamp(0.0, 1.0)
+    small = small / small.max()
+    top = centred(small.sum(1), height)
+    left = centred(small.sum(0), width)
+    digit = torch.zeros(SIZE, SIZE)
+    digit[top : top + height, left : left + width] = small
+    return (digit * 255).round().to(torch.uint8)
+
+
+def is_mnist_like(grey: Tensor) -> bool:
+    """Whether a 28 x 28 picture already is in MNIST's form: light on a black edge."""
+    edge = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    return bool(edge.max() == 0) and bool(grey.max() > 0.5)
+
+
+def centred(mass: Tensor, length: int) -> int:
+    """Where to start a profile of this length so that its centre of mass is at pixel SIZE / 2, as in MNIST."""
+    centre = float((mass * torch.arange(length)).sum() / mass.sum())
+    return min(max(round(SIZE / 2 - centre), 0), SIZE - length)

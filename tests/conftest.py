@@ -1,0 +1,64 @@
+"""Shared fixtures: digits that need no network, and a place to run in."""
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from odenet_lightning import data
+from odenet_lightning.data import load_sample
+
+# Lightning's own call of jsonargparse is deprecated there; it is theirs to mend
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
+
+# one thread: bits do not depend on the machine, and tests running side by side do not wait for each other
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder whose sample is parsed and cached already."""
+    root = tmp_path_factory.mktemp("digits")
+    load_sample(root)
+    return root
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, without a network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "reachable", lambda *_, **__: False)
+    return tmp_path
+
+
+def write_idx(path: Path, values: Tensor) -> None:
+    """Write uint8 values in MNIST's file format."""
+    header = struct.pack(f">HBB{values.dim()}I", 0, 8, values.dim(), *values.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header + values.numpy().tobytes())
+
+
+@pytest.fixture
+def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with 90 + 30 made-up digits in MNIST's layout, whose checksums are taken for the right ones."""
+    root, generator = tmp_path / "tiny", torch.Generator().manual_seed(0)
+    sums = {}
+    for part, count in (("train", 90), ("t10k", 30)):
+        labels = torch.arange(count) % 10
+        images = torch.randint(0, 256, (count, 28, 28), generator=generator)
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            path = data.raw_folder(root) / f"{part}-{kind}-ubyte"
+            write_idx(path, values.to(torch.uint8))
+            sums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(data, "MNIST_FILES", sums)
+    return root
+
+
+@pytest.fixture
+def mnist_root() -> Path:
+    """Full MNIST, where the environment says that it is."""
+    return Path(os.environ["ODENET_MNIST"])

@@ -1,0 +1,309 @@
+import csv
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from odenet_lightning import ClassifierModule
+from odenet_lightning.cli import DEFAULT_NET, checkpoint_path, condense, main
+from odenet_lightning.data import load_sample
+
+QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
+SAMPLE = ["--data.source", "sample"]
+FEW = [*QUICK, "--trainer.limit_train_batches", "60", "--trainer.log_every_n_steps", "10"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> Path:
+    """A finished run's folder, made once; tests work on copies or only read."""
+    folder = tmp_path_factory.mktemp("run")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *FEW])
+    finally:
+        os.chdir(before)
+    return folder / "lightning_logs" / "version_0"
+
+
+def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a call that must fail; returns its one line of error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code in (1, 2)
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("error: ")
+    assert len(errors[0]) < 400
+    return errors[0]
+
+
+def test_fit_leaves_everything_a_person_needs(run: Path) -> None:
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert (run / "config.yaml").is_file()
+    events = EventAccumulator(str(run), size_guidance={"images": 0}).Reload()
+    scalars = {"train/loss", "train/acc", "val/loss", "val/acc", "nfe/forward", "nfe/val_forward", "lr"}
+    assert scalars | {"perf/images_per_second"} <= set(events.Tags()["scalars"])
+    assert "hp_metric" not in events.Tags()["scalars"]
+    assert set(events.Tags()["images"]) == {"val/confusion", "val/misclassified", "val/feature_maps"}
+    assert [event.step for event in events.Images("val/confusion")] == [60, 120]
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(9, 120, 10))
+    assert "_hparams_/session_start_info" in events.Tags()["tensors"] or events.summary_metadata
+
+
+def test_hyperparameters_say_which_digits(run: Path) -> None:
+    metadata = EventAccumulator(str(run)).Reload().summary_metadata
+    start = metadata["_hparams_/session_start_info"].plugin_data.content
+    for part in (b"data.digits_used", b"sample", b"num_params", b"net.init_args.channels"):
+        assert part in start
+    experiment = metadata["_hparams_/experiment"].plugin_data.content
+    assert b"val/acc" in experiment
+
+
+def test_fit_ends_with_commands_that_run(workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--trainer.limit_train_batches", "30", "--pictures.every_n_epochs", "0"]
+    main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *QUICK, *few])
+    out = capsys.readouterr().out
+    assert "epoch 2  step 60" in out, "a plain line an epoch where there is no terminal"
+    commands = [
+        line.split("python -m odenet_lightning ", 1)[1].split() for line in out.splitlines() if "python -m" in line
+    ]
+    assert [command[0] for command in commands] == ["test", "predict"]
+    main([*commands[0], "--trainer.accelerator", "cpu"])
+    assert "test digits of sample" in capsys.readouterr().out
+    assert (workdir / "lightning_logs").is_dir()
+
+
+def test_test_uses_the_checkpoints_model_and_flags_win(
+    run: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = [
+        "test",
+        "--data.source",
+        "sample",
+        "--data.root",
+        str(sample_root),
+        "--ckpt_path",
+        str(run / "checkpoints/best.ckpt"),
+    ]
+    main(call)
+    assert "Accuracy on the 500 test digits of sample: " in capsys.readouterr().out
+    main([*call, "--model.net.solver", "RK4", "--model.net.solver.num_steps", "3"])
+    solvers = [
+        yaml.safe_load((workdir / f"lightning_logs/version_{v}/config.yaml").read_text())["model"]["net"]["init_args"][
+            "solver"
+        ]
+        for v in (0, 1)
+    ]
+    assert solvers[0]["class_path"].endswith("Bosh3")
+    assert solvers[1] == {
+        "class_path": "odenet_lightning.solvers.RK4",
+        "init_args": {"num_steps": 3, "step_size": None},
+    }
+
+
+def test_a_narrower_checkpoint_needs_no_flags(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = ["--data.source", "sample", "--data.root", str(sample_root)]
+    few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--pictures.every_n_epochs", "0"]
+    main(["fit", *source, *QUICK, *few, "--model.net.channels", "2"])
+    main(["validate", *source, "--ckpt_path", "lightning_logs/version_0/checkpoints/best.ckpt", *few[2:4]])
+    module = ClassifierModule.load_from_checkpoint("lightning_logs/version_0/checkpoints/best.ckpt")
+    assert module.num_params == 3_456
+
+
+def test_resuming_continues_in_a_new_folder(run: Path, workdir: Path, sample_root: Path) -> None:
+    shutil.copytree(run, workdir / "lightning_logs/version_0")
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "lightning_logs/version_0").rglob("*")}
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 1
+    main(
+        ["fit", "--data.source", "sample", "--data.root", str(sample_root), *FEW]
+        + ["--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt"]
+    )
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "an earlier run's files were touched"
+    assert (workdir / "lightning_logs/version_1").is_dir()
+
+
+def test_predict_writes_a_table_and_a_sheet(
+    run: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = load_sample(sample_root)
+    (workdir / "mine").mkdir()
+    for index in range(0, 5_000, 250):
+        name = f"{int(digits.labels[index])}_{index}.png"
+        Image.fromarray(255 - digits.images[index].numpy()).resize((90, 90)).convert("RGB").save(
+            workdir / "mine" / name
+        )
+    (workdir / "mine" / "broken.png").write_text("")
+    main(["predict", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--data.images", "mine"])
+    captured = capsys.readouterr()
+    assert "20 pictures read, 1 skipped" in captured.out
+    assert "skipped 'broken.png': not a picture" in captured.err
+    with (workdir / "lightning_logs/version_0/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    right = sum(Path(row["file"]).name[0] == row["digit"] for row in rows)
+    assert right >= 16, "dark on light, three times as large: still the same digits"
+    assert all(0.1 <= float(row["confidence"]) <= 1.0 for row in rows)
+    with Image.open(workdir / "lightning_logs/version_0/predictions.png") as sheet:
+        assert sheet.size[0] > 300
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["fit", "--trainer.max_epoch", "2x"], "trainer.max_epoch"),
+        (["fit", "--no_such_flag", "1"], "no_such_flag"),
+        (["fit", "--model.net", "NoSuchNet"], "NoSuchNet"),
+        (["fit", "--model.net", "torch.nn.Linear"], "subclass of Classifier"),
+        (["fit", "--model.net.channels", "0"], "channels must be a whole number of at least 1, not 0"),
+        (["fit", "--model.net.channels", "-2"], "channels must be"),
+        (["fit", "--model.net.channels", "six"], "channels: Expected a int. Got value: six"),
+        (["fit", "--model.net.solver.rtol", "0"], "rtol must be a positive number, not 0"),
+        (["fit", "--model.net.solver.atol=-1e-3"], "atol must be a positive number, not -0.001"),
+        (["fit", "--model.net.solver.rtol", "tight"], "rtol: Expected a float. Got value: tight"),
+        (["fit", "--model.net.solver", "Euler"], "give num_steps or step_size"),
+        (["fit", "--model.net.gradient", "Adjoint", "--model.net.gradient.rtol", "0"], "rtol must be"),
+        (["fit", "--model.net.gradient.rtol", "1e-3"], "Option 'rtol' is not accepted"),
+        (["fit", "--model.schedule", "linear"], "'constant', 'one_cycle', 'cosine'"),
+        (["fit", "--data.batch_size", "0"], "batch_size must be"),
+        (["fit", "--data.batch_size", "4.5"], "batch_size: Expected a int"),
+        (["fit", "--data.source", "sample", "--data.batch_size", "4001"], "4000 training digits"),
+        (["fit", "--data.source", "mnist"], "data/MNIST/raw"),
+        (["fit", "--config", "none.yaml"], "none.yaml"),
+        (["train"], "invalid choice: 'train'"),
+        ([], "fit,validate,test,predict"),
+        (["test"], "--ckpt_path FILE"),
+        (["test", "--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt"),
+        (["test", "--ckpt_path", "text.ckpt"], "text.ckpt is not a checkpoint that can be read"),
+        (["test", "--ckpt_path", "foreign.ckpt"], "foreign.ckpt is not a Lightning checkpoint"),
+        (["test", "--ckpt_path=cut.ckpt"], "cut.ckpt is not a checkpoint that can be read"),
+        (["test", "--ckpt_path", "code.ckpt"], "code.ckpt is refused"),
+        (["test", "--ckpt_path", "pickle.ckpt"], "pickle.ckpt is not a checkpoint that can be read"),
+        (["test", "--ckpt_path", "good.ckpt", "--model.net.channels", "5", *SAMPLE], "does not fit the network"),
+        (["fit", "--ckpt_path", "good.ckpt", "--trainer.max_epochs", "9"], "resume with the same length"),
+        (["predict", "--ckpt_path", "good.ckpt"], "--data.images DIR"),
+        (["predict", "--ckpt_path", "good.ckpt", "--data.images", "nowhere"], "cannot read the folder nowhere"),
+        (["predict", "--ckpt_path", "good.ckpt", "--data.images", "empty"], "no .png, .jpg or .jpeg file in empty"),
+        (["fit", "--data.source", "sample", "--trainer.default_root_dir", "text.ckpt/logs"], "text.ckpt"),
+        pytest.param(
+            ["fit", "--trainer.accelerator", "gpu"],
+            "gpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_line(
+    args: list[str], told: str, run: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = run / "checkpoints/last.ckpt"
+    shutil.copy(good, workdir / "good.ckpt")
+    (workdir / "cut.ckpt").write_bytes(good.read_bytes()[:-2_000])
+    (workdir / "text.ckpt").write_text("not a checkpoint")
+    torch.save({"weight": torch.zeros(3)}, workdir / "foreign.ckpt")
+    torch.save({"state_dict": Payload()}, workdir / "code.ckpt")
+    (workdir / "pickle.ckpt").write_bytes(pickle.dumps({"state_dict": Payload()}))
+    (workdir / "empty").mkdir()
+    if args and args[0] == "fit" and "--data.source" in args and "sample" in args:
+        args = [*args, "--data.root", str(sample_root)]
+    files = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    if "good.ckpt" in args and args[0] == "fit":
+        args = [*args, "--data.source", "sample", "--data.root", str(sample_root)]
+    assert told in fails(args, capsys)
+    assert not (workdir / "payload-ran").exists()
+    assert {path: path.read_bytes() for path in files} == files, "something was overwritten"
+
+
+class Payload:
+    """Pickled, it runs code on loading."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("payload-ran",))
+
+
+def test_payload_would_run_if_it_were_let(workdir: Path) -> None:
+    """The test above can fail: plain unpickling runs the payload."""
+    pickle.loads(pickle.dumps(Payload()))
+    assert (workdir / "payload-ran").exists()
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ODENET_DEBUG", "1")
+    with pytest.raises(Exception, match="there is no checkpoint"):
+        main(["test", "--ckpt_path", "none.ckpt"])
+
+
+def test_condense_finds_the_leaf() -> None:
+    message = """Parser key "model.net":
+      Does not validate against any of the Union subtypes
+      Errors:
+        - Parser key "rtol":
+            Expected a <class 'float'>. Got value: abc
+        - Expected a <class 'NoneType'>
+      Given value: x"""
+    assert condense(message) == "model.net.rtol: Expected a float. Got value: abc"
+    assert condense("plain\n  message") == "plain message"
+
+
+@pytest.mark.parametrize(
+    ("args", "path"),
+    [
+        (["test", "--ckpt_path", "a.ckpt"], "a.ckpt"),
+        (["test", "--ckpt_path=a.ckpt", "--x"], "a.ckpt"),
+        (["fit", "--ckpt_path", "last"], None),
+        (["fit"], None),
+        (["fit", "--ckpt_path"], None),
+    ],
+)
+def test_checkpoint_path(args: list[str], path: str | None) -> None:
+    assert checkpoint_path(args) == path
+
+
+def test_default_net_is_the_posts_but_for_its_solver() -> None:
+    assert DEFAULT_NET["init_args"]["channels"] == 6
+    assert DEFAULT_NET["init_args"]["solver"]["init_args"] == {"rtol": 0.1, "atol": 0.1, "first_step": "warm"}
+
+
+def test_own_field_and_network_plug_in_by_path(
+    workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workdir / "mine.py").write_text(
+        "import torch\nfrom odenet_lightning.fields import Field\n\n\n"
+        "class Rotation(Field):\n"
+        "    def __init__(self, speed: float = 1.0) -> None:\n"
+        "        super().__init__()\n"
+        "        self.speed = torch.nn.Parameter(torch.tensor(speed))\n\n"
+        "    def forward(self, t, y):\n"
+        "        return self.speed * torch.stack([y[:, 1], -y[:, 0]], 1)\n"
+    )
+    monkeypatch.syspath_prepend(str(workdir))
+    config = {
+        "model": {
+            "net": {
+                "class_path": "odenet_lightning.ODENet",
+                "init_args": {
+                    "channels": 2,
+                    "field": {"class_path": "mine.Rotation", "init_args": {"speed": 0.5}},
+                    "solver": {
+                        "class_path": "odenet_lightning.solvers.Tsit5",
+                        "init_args": {"rtol": 1e-3, "atol": 1e-3},
+                    },
+                },
+            }
+        }
+    }
+    (workdir / "mine.yaml").write_text(yaml.safe_dump(config))
+    few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    main(["fit", "--config", "mine.yaml", "--data.source", "sample", "--data.root", str(sample_root), *QUICK, *few])
+    checkpoint = torch.load("lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert "net.block.field.speed" in checkpoint["state_dict"]

@@ -1,0 +1,42 @@
+"""Every YAML in configs/ runs a batch, and changes something."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from odenet_lightning.cli import main
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def test_there_are_configs() -> None:
+    assert {path.name for path in CONFIGS} >= {"blog.yaml", "blog_two_channel.yaml"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_trains_a_batch(
+    path: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
+    cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--pictures.every_n_epochs", "0"]
+    main(["fit", "--config", str(path), "--data.root", str(sample_root), "--data.source", "sample", *quick, *cpu])
+    assert "best checkpoint" in capsys.readouterr().out
+    assert yaml.safe_load(path.read_text())
+
+
+def test_blog_is_the_posts_recipe(workdir: Path, sample_root: Path) -> None:
+    path = next(path for path in CONFIGS if path.stem == "blog")
+    quick = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu", "--data.source", "sample"]
+    config = yaml.safe_load(path.read_text())
+    net = config["model"]["net"]
+    assert net["init_args"]["solver"]["init_args"] == {"method": "dopri5", "rtol": 0.1, "atol": 0.1}
+    assert net["init_args"]["gradient"]["class_path"].endswith("Adjoint")
+    assert config["model"]["optimizer"] == {
+        "class_path": "torch.optim.SGD",
+        "init_args": {"lr": 0.001, "momentum": 0.9},
+    }
+    assert config["model"]["schedule"] == "constant"
+    assert config["data"] == {"batch_size": 16, "augment": False}
+    assert config["trainer"] == {"max_epochs": 10}
+    main(["fit", "--config", str(path), "--data.root", str(sample_root), *quick])

@@ -1,0 +1,224 @@
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningDataModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet, ResNet
+from odenet_lightning.callbacks import EvaluationCounts
+from odenet_lightning.gradients import Adjoint, Checkpoint, Gradient
+from odenet_lightning.models import Classifier
+from odenet_lightning.solvers import RK4, Dopri5, Euler
+
+
+def trainer_in(folder: Path, **options: Any) -> Trainer:
+    """A silent trainer on the CPU."""
+    silent = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(**{"accelerator": "cpu", "devices": 1, "default_root_dir": folder, **silent, **options})
+
+
+class FewDigits(LightningDataModule):
+    """The same made-up batches every time, in order."""
+
+    def __init__(self, batches: int = 4, size: int = 8) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.batches = [
+            (torch.rand(size, 1, 28, 28, generator=generator) * 2 - 1, torch.randint(10, (size,), generator=generator))
+            for _ in range(batches)
+        ]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.batches[:2], batch_size=None)  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.batches[:2], batch_size=None)  # type: ignore[arg-type]
+
+
+def bare_loop(net: Classifier, batches: list[tuple[Tensor, Tensor]], lr: float) -> float:
+    """The same training without Lightning; returns the seconds it took."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+    begin = time.perf_counter()
+    for images, labels in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    return time.perf_counter() - begin
+
+
+def sgd(lr: float) -> Callable[..., torch.optim.Optimizer]:
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+@pytest.mark.parametrize("net", [ODENet, ResNet])
+def test_trains_as_a_bare_loop_does(tmp_path: Path, net: type[Classifier]) -> None:
+    torch.manual_seed(0)
+    ours, bare = net(), net()
+    bare.load_state_dict(ours.state_dict())
+    data = FewDigits()
+    module = ClassifierModule(ours, sgd(0.01), schedule="constant")
+    trainer_in(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, data)
+    bare_loop(bare, data.batches, 0.01)
+    for (name, found), expected in zip(ours.named_parameters(), bare.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+
+def test_same_seed_gives_the_same_bits(tmp_path: Path, sample_root: Path) -> None:
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        module = ClassifierModule()
+        data = MNISTDataModule(root=str(sample_root), source="sample")
+        trainer_in(tmp_path, max_epochs=1, limit_train_batches=15, limit_val_batches=1).fit(module, data)
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_one_cycle_spans_the_run(tmp_path: Path) -> None:
+    rates: list[float] = []
+    module = ClassifierModule(ResNet(2, 1), sgd(0.5))
+    module.on_train_batch_start = lambda *_: rates.append(module.trainer.optimizers[0].param_groups[0]["lr"])  # type: ignore
+    trainer_in(tmp_path, max_epochs=5).fit(module, FewDigits())
+    assert len(rates) == 20
+    assert max(rates) == pytest.approx(0.5, rel=1e-3)
+    assert rates.index(max(rates)) in (5, 6)
+    assert rates[-1] < 0.01
+
+
+def test_cosine_ends_at_zero(tmp_path: Path) -> None:
+    module = ClassifierModule(ResNet(2, 1), sgd(0.5), schedule="cosine")
+    trainer = trainer_in(tmp_path, max_epochs=2)
+    trainer.fit(module, FewDigits())
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_schedule_needs_an_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs an end"):
+        trainer_in(tmp_path, max_epochs=-1).fit(ClassifierModule(), FewDigits())
+
+
+def test_unknown_schedule_is_refused() -> None:
+    with pytest.raises(ValueError, match="schedule"):
+        ClassifierModule(schedule="linear")  # type: ignore[arg-type]
+
+
+def test_resuming_past_the_schedule_is_refused(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, max_epochs=1)
+    trainer.fit(ClassifierModule(ResNet(2, 1)), FewDigits())
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.raises(ValueError, match=r"ends after 4 steps, but this run is to take 8"):
+        trainer_in(tmp_path, max_epochs=2).fit(
+            ClassifierModule(ResNet(2, 1)), FewDigits(), ckpt_path=tmp_path / "one.ckpt"
+        )
+
+
+@pytest.mark.parametrize(
+    ("gradient", "backward"),
+    [(None, None), (Checkpoint(), 8), (Adjoint(), 8)],
+    ids=["backprop", "checkpoint", "adjoint"],
+)
+def test_evaluations_are_logged_apart(tmp_path: Path, gradient: Gradient | None, backward: int | None) -> None:
+    module = ClassifierModule(ODENet(solver=RK4(num_steps=2), gradient=gradient))
+    trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[EvaluationCounts()])
+    trainer.fit(module, FewDigits())
+    assert trainer.logged_metrics["nfe/forward"] == 8
+    assert trainer.logged_metrics.get("nfe/backward") == backward
+    assert trainer.logged_metrics["nfe/val_forward"] == 8
+
+
+def test_validation_does_not_leak_into_trainings_count(tmp_path: Path) -> None:
+    """Validation in the middle of an epoch, by another number of steps than training's."""
+    logged: list[float] = []
+
+    class Spy(EvaluationCounts):
+        def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+            pl_module.net.block.solver = RK4(num_steps=5)
+
+        def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+            pl_module.net.block.solver = RK4(num_steps=2)
+
+        def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
+            super().on_train_batch_end(trainer, *rest)
+            logged.append(float(trainer.callback_metrics["nfe/forward"]))
+
+    module = ClassifierModule(ODENet(solver=RK4(num_steps=2)))
+    trainer = trainer_in(tmp_path, max_epochs=2, val_check_interval=2, callbacks=[Spy()])
+    trainer.fit(module, FewDigits())
+    assert logged == [8.0] * 8
+    assert trainer.callback_metrics["nfe/val_forward"] == 20
+
+
+def test_checkpoint_brings_warm_steps_back(tmp_path: Path) -> None:
+    module = ClassifierModule(ODENet(solver=Dopri5(1e-3, 1e-3, first_step="warm")))
+    trainer = trainer_in(tmp_path, max_epochs=1)
+    trainer.fit(module, FewDigits())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    warm = module.net.ode_blocks[0].warm_step
+    assert warm is not None
+    fresh = ClassifierModule(ODENet(solver=Dopri5(1e-3, 1e-3, first_step="warm")))
+    results = trainer_in(tmp_path).test(fresh, FewDigits(), ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    assert fresh.net.ode_blocks[0].warm_step == warm
+    assert results == trainer.test(module, FewDigits(), verbose=False)
+
+
+def test_resumed_run_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    def run(epochs: int, **options: Any) -> tuple[ClassifierModule, Trainer]:
+        torch.manual_seed(0)
+        module = ClassifierModule(ODENet(), sgd(0.01), schedule="constant")
+        trainer = trainer_in(tmp_path, max_epochs=epochs)
+        trainer.fit(module, FewDigits(), **options)
+        return module, trainer
+
+    whole, _ = run(3)
+    _, first = run(1)
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    resumed, _ = run(3, ckpt_path=tmp_path / "first.ckpt")
+    for expected, found in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+@pytest.mark.parametrize("gradient", [None, Checkpoint(), Adjoint()], ids=["backprop", "checkpoint", "adjoint"])
+def test_mixed_precision_keeps_the_state_in_float32(tmp_path: Path, precision: Any, gradient: Gradient | None) -> None:
+    states: list[torch.dtype] = []
+    halves: list[torch.dtype] = []
+    net = ODENet(solver=Dopri5(1e-2, 1e-2), gradient=gradient)
+    net.block.field.register_forward_pre_hook(lambda _, args: states.append(args[1].dtype))
+    net.block.field.conv.register_forward_hook(lambda *args: halves.append(args[-1].dtype))
+    module = ClassifierModule(net, sgd(0.01), schedule="constant")
+    trainer_in(tmp_path, max_epochs=1, precision=precision, limit_val_batches=0).fit(module, FewDigits())
+    assert set(states) == {torch.float32}
+    assert set(halves) == {torch.bfloat16}, "forward and on the way back"
+    exact = ODENet(solver=Dopri5(1e-2, 1e-2))
+    assert all(bool(p.isfinite().all()) for p in exact.parameters())
+
+
+def test_mixed_precision_stays_close_to_float32(tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        module = ClassifierModule(ODENet(), sgd(0.01), schedule="constant")
+        trainer = trainer_in(tmp_path, max_epochs=3, precision=precision)  # type: ignore[arg-type]
+        trainer.fit(module, FewDigits())
+        losses[precision] = float(trainer.callback_metrics["val/loss"])
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.02)
+
+
+def test_num_params_and_plain_hyperparameters() -> None:
+    module = ClassifierModule(ODENet(solver=Euler(num_steps=3)))
+    assert module.num_params == 10_564
+    assert dict(module.hparams) == {"schedule": "one_cycle"}

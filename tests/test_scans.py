@@ -1,0 +1,119 @@
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from odenet_lightning.data import load_sample
+from odenet_lightning.scans import FolderError, like_mnist, load_folder, read_digit
+
+
+@pytest.fixture
+def digit(sample_root: Path) -> Tensor:
+    """A seven in [0, 1], light on dark."""
+    digits = load_sample(sample_root)
+    return digits.images[digits.labels == 7][3].float() / 255
+
+
+def save(path: Path, grey: Tensor, mode: str = "L", size: int = 28, **options: object) -> Path:
+    image = Image.fromarray((grey * 255).round().to(torch.uint8).numpy()).resize(
+        (size, size), Image.Resampling.BILINEAR
+    )
+    if mode == "I;16":
+        image = Image.fromarray((grey * 65_535).to(torch.int32).numpy().astype("uint16")).resize((size, size))
+    else:
+        image = image.convert(mode)
+    image.save(path, **options)
+    return path
+
+
+def test_mnist_digit_comes_back_as_it_is(tmp_path: Path, digit: Tensor) -> None:
+    assert torch.equal(read_digit(save(tmp_path / "7.png", digit)), (digit * 255).round().to(torch.uint8))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16"])
+@pytest.mark.parametrize("dark_on_light", [False, True])
+@pytest.mark.parametrize("size", [40, 300])
+def test_any_size_mode_and_polarity(tmp_path: Path, digit: Tensor, mode: str, dark_on_light: bool, size: int) -> None:
+    grey = 1 - digit if dark_on_light else digit
+    found = read_digit(save(tmp_path / "7.png", grey, mode, size)).float() / 255
+    # the same digit, a little blurred by resizing: overlap of ink rather than equality
+    overlap = (found * digit).sum() / (found.norm() * digit.norm())
+    assert overlap > 0.85
+
+
+def test_jpeg_and_transparency(tmp_path: Path, digit: Tensor) -> None:
+    overlap = []
+    found = read_digit(save(tmp_path / "7.jpeg", 1 - digit, "RGB", 200)).float() / 255
+    overlap.append((found * digit).sum() / (found.norm() * digit.norm()))
+    ink = Image.fromarray((digit * 255).to(torch.uint8).numpy())
+    picture = Image.new("RGBA", (28, 28), (0, 0, 0, 0))
+    picture.putalpha(ink)  # black ink on nothing
+    picture.resize((112, 112)).save(tmp_path / "clear.png")
+    found = read_digit(tmp_path / "clear.png").float() / 255
+    overlap.append((found * digit).sum() / (found.norm() * digit.norm()))
+    assert min(overlap) > 0.85
+
+
+@settings(deadline=None)
+@given(
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    seed=st.integers(0, 10_000),
+)
+def test_any_grey_picture_becomes_a_digit_or_is_refused(height: int, width: int, seed: int) -> None:
+    grey = torch.rand(height, width, generator=torch.Generator().manual_seed(seed))
+    try:
+        digit = like_mnist(grey)
+    except ValueError:
+        return
+    assert digit.shape == (28, 28)
+    assert digit.dtype == torch.uint8
+    assert digit.max() == 255
+
+
+def test_stroke_is_boxed_and_centred() -> None:
+    grey = torch.zeros(100, 200)
+    grey[10:60, 150:160] = 1.0  # a bar, far from the middle
+    digit = like_mnist(grey)
+    rows, columns = (digit > 128).nonzero(as_tuple=True)
+    assert (rows.min().item(), rows.max().item()) == (4, 23)
+    assert abs(columns.float().mean().item() - 14.0) <= 0.5
+    assert columns.max() - columns.min() + 1 == 4
+
+
+def test_folder_goes_on_past_what_it_cannot_read(tmp_path: Path, digit: Tensor) -> None:
+    save(tmp_path / "good.png", digit)
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no picture")
+    whole = save(tmp_path / "good.png", digit).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "two\nlines.png").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "readme.txt").write_text("not looked at")
+    Image.new("L", (50, 50), 255).save(tmp_path / "blank.png")
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
+    images, paths, bad = load_folder(tmp_path)
+    assert images.shape == (1, 28, 28)
+    assert [path.name for path in paths] == ["good.png"]
+    assert len(bad) == 8
+    assert not any("\n" in line for line in bad)
+    told = "\n".join(bad)
+    for part in ("'empty.png'", "'bomb.png': Image size", "'blank.png': nothing to see", r"'two\nlines.png'"):
+        assert part in told
+
+
+@pytest.mark.parametrize("content", ["missing", "file", "empty", "unreadable"])
+def test_folder_without_pictures_is_refused(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "folder"
+    if content == "file":
+        folder.write_text("")
+    elif content != "missing":
+        folder.mkdir()
+        (folder / ("a.png" if content == "unreadable" else "a.txt")).write_text("no picture")
+    with pytest.raises(FolderError, match="folder"):
+        load_folder(folder)
