@@ -10,14 +10,16 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from odenet_lightning.block import SolveRecord
+from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.figures import contact_sheet, draw_confusion, draw_digits, draw_feature_maps
 from odenet_lightning.models import CLASSES
+from odenet_lightning.module import ClassifierModule
 
 MISTAKES = 32  # misclassified digits drawn
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -29,6 +31,23 @@ def tensorboard(trainer: Trainer) -> SummaryWriter | None:
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             return logger.experiment
     return None
+
+
+def datamodule(trainer: Trainer) -> MNISTDataModule | None:
+    """The run's data module, where it is this project's."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, MNISTDataModule) else None
+
+
+def classifier(module: LightningModule) -> ClassifierModule:
+    """The module as what it is; these callbacks serve no other."""
+    assert isinstance(module, ClassifierModule)
+    return module
+
+
+def window_starts(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the batch is the first since scalars were last written."""
+    return batch_idx % trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def add_figure(trainer: Trainer, tag: str, figure: Figure) -> None:
@@ -53,15 +72,16 @@ class EvaluationCounts(Callback):
 
     @staticmethod
     def _collect(pl_module: LightningModule) -> list[SolveRecord]:
-        records = [record for block in pl_module.net.ode_blocks for record in block.solves]
-        for block in pl_module.net.ode_blocks:
+        blocks = classifier(pl_module).net.ode_blocks
+        records = [record for block in blocks for record in block.solves]
+        for block in blocks:
             block.forget_solves()
         return records
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start each batch's count at zero."""
         self._collect(pl_module)
-        if batch_idx % trainer.log_every_n_steps == 0:
+        if window_starts(trainer, batch_idx):
             self.forward, self.backward = [], []
 
     def on_train_batch_end(
@@ -110,7 +130,7 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock; batches are timed from their arrival to the optimiser's step."""
-        if batch_idx % trainer.log_every_n_steps == 0:
+        if window_starts(trainer, batch_idx):
             self.images, self.seconds = 0, 0.0
         self.started = time.perf_counter()
 
@@ -128,7 +148,7 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's figures."""
-        train_acc = pl_module.accuracies["train_acc"].compute()  # on every process: it gathers
+        train_acc = classifier(pl_module).train_acc.compute()  # on every process: it gathers
         if not trainer.is_global_zero:
             return
         values = {**trainer.callback_metrics, "train/acc": train_acc}
@@ -154,15 +174,15 @@ class Hyperparameters(Callback):
         writer = tensorboard(trainer)
         if writer is None:
             return
-        data = getattr(trainer, "datamodule", None)
-        values = {**flatten(dict(pl_module.hparams)), "num_params": pl_module.num_params}
+        data = datamodule(trainer)
+        values = {**flatten(dict(pl_module.hparams)), "num_params": classifier(pl_module).num_params}
         if data is not None:
             values |= flatten({"data": dict(data.hparams)}) | {"data.digits_used": data.digits_used}
         values |= {"precision": str(trainer.precision), "processes": trainer.world_size}
         # the metrics' values come from the curves of the same names; the zeros are written nowhere
         experiment, session, _ = hparams_summary(values, {"val/acc": 0.0, "val/loss": 0.0})
-        writer.file_writer.add_summary(experiment)
-        writer.file_writer.add_summary(session)
+        for summary in (experiment, session):
+            writer._get_file_writer().add_summary(summary)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
@@ -242,11 +262,16 @@ class Pictures(Callback):
 
     @torch.no_grad()
     def _draw_flow(self, trainer: Trainer, pl_module: LightningModule, image: Tensor) -> None:
-        for index, block in enumerate(pl_module.net.ode_blocks):
+        net = classifier(pl_module).net
+        for index, block in enumerate(net.ode_blocks):
             inputs: list[Tensor] = []
-            handle = block.register_forward_pre_hook(lambda _, args, kept=inputs: kept.append(args[0]))
+
+            def keep(_: nn.Module, args: tuple[Tensor, ...], kept: list[Tensor] = inputs) -> None:
+                kept.append(args[0])
+
+            handle = block.register_forward_pre_hook(keep)
             with trainer.precision_plugin.forward_context():
-                pl_module.net(image)
+                net(image)
                 handle.remove()
                 states = block.trajectory(inputs[0], TIMES)[:, 0]
             tag = "val/feature_maps" if index == 0 else f"val/feature_maps_block_{index + 1}"
@@ -268,7 +293,7 @@ class TestReport(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print."""
         seconds = time.perf_counter() - self.started
-        data = getattr(trainer, "datamodule", None)
+        data = datamodule(trainer)
         count = f"{len(data.parts['test']):,} " if data is not None else ""
         used = f" of {data.digits_used}" if data is not None else ""
         if trainer.is_global_zero:
@@ -300,7 +325,9 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write both files into the run's folder and say where they are."""
-        data = trainer.datamodule
+        data = datamodule(trainer)
+        if data is None:
+            return
         folder = Path(trainer.log_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         digits, confidences, images = (

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from odenet_lightning.callbacks import (
     EpochLines,
@@ -24,6 +24,7 @@ from odenet_lightning.callbacks import (
     PredictionWriter,
     TestReport,
     Throughput,
+    datamodule,
 )
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.module import ClassifierModule
@@ -88,7 +89,8 @@ class RunLength(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """The digits are known now, the schedule is not yet made."""
         if stage == "fit":
-            trainer.fit_loop.max_epochs = DEFAULT_EPOCHS[trainer.datamodule.digits_used]
+            data = datamodule(trainer)
+            trainer.fit_loop.max_epochs = DEFAULT_EPOCHS[data.digits_used or ""] if data else -1
 
 
 class CLI(LightningCLI):
@@ -177,7 +179,7 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where everything is and what to do next."""
         trainer, checkpoint = self.trainer, self.trainer.checkpoint_callback
-        if not trainer.is_global_zero or not isinstance(checkpoint, ModelCheckpoint) or trainer.fast_dev_run:
+        if not trainer.is_global_zero or not isinstance(checkpoint, ModelCheckpoint):
             return
         best = checkpoint.best_model_path or checkpoint.last_model_path
         data = self.datamodule
@@ -192,7 +194,10 @@ class CLI(LightningCLI):
             ("trained", f"{trainer.current_epoch} epochs, {trainer.global_step:,} steps"),
             ("best val/acc", f"{float(score):.2%}" if score is not None else "none"),
             ("best checkpoint", os.path.relpath(best) if best else "none"),
-            ("curves", f"tensorboard --logdir {os.path.relpath(trainer.logger.root_dir) if trainer.logger else '.'}"),
+            (
+                "curves",
+                f"tensorboard --logdir {os.path.relpath(trainer.logger.root_dir or '.') if isinstance(trainer.logger, TensorBoardLogger) else '.'}",
+            ),
         ]
         if best:
             rows.append(("test it", f"{PROGRAM} test --ckpt_path {os.path.relpath(best)}{again}"))

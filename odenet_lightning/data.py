@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -211,7 +211,7 @@ class MNISTDataModule(LightningDataModule):
             drop_last=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=keep_batch,
+            collate_fn=keep_batch,  # pyright: ignore[reportArgumentType] -- batches arrive whole
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -229,6 +229,13 @@ def vector_jacobian(
     return torch.zeros_like(y) if grad_y is None else grad_y, list(grads)
 
 
+def add(total: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, either of which may be missing."""
+    if total is None or grad is None:
+        return grad if total is None else total
+    return total + grad
+
+
 class _Replay(torch.autograd.Function):
     """y0 -> y1 over recorded steps, differentiated by replaying them in reverse order."""
 
@@ -251,7 +258,7 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (cotangent,) = cotangents
         saved = ctx.saved_tensors
         states, params = saved[: len(ctx.grid)], saved[len(ctx.grid) :]
@@ -262,10 +269,7 @@ class _Replay(torch.autograd.Function):
                 y = state.detach().requires_grad_()
                 output = ctx.solver.replay(field, Step(t, h, y, fraction))
             cotangent, grads = vector_jacobian(output, y, params, cotangent)
-            totals = [
-                new if old is None else old if new is None else old + new
-                for old, new in zip(totals, grads, strict=True)
-            ]
+            totals = [add(total, grad) for total, grad in zip(totals, grads, strict=True)]
         return (None, None, None, None, None, cotangent if ctx.needs_input_grad[5] else None, *totals)
 
 
@@ -321,7 +325,7 @@ class _ContinuousAdjoint(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         problem: _AdjointProblem = ctx.problem
         y1, *params = ctx.saved_tensors
         parts = [y1, cotangents[0], *(torch.zeros_like(p) for p in params)]

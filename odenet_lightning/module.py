@@ -39,9 +39,9 @@ class ClassifierModule(LightningModule):
         self.save_hyperparameters(ignore=["net", "optimizer"])
         self.net = net or ODENet()
         self.optimizer_of, self.schedule = optimizer, schedule
-        self.accuracies = nn.ModuleDict(
-            {f"{part}_acc": MulticlassAccuracy(CLASSES, average="micro") for part in ("train", "val", "test")}
-        )
+        self.train_acc = MulticlassAccuracy(CLASSES, average="micro")
+        self.val_acc = MulticlassAccuracy(CLASSES, average="micro")
+        self.test_acc = MulticlassAccuracy(CLASSES, average="micro")
 
     @property
     def num_params(self) -> int:
@@ -52,12 +52,11 @@ class ClassifierModule(LightningModule):
         """Return the logits."""
         return self.net(x)
 
-    def _evaluate(self, batch: Batch, part: str) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, batch: Batch, part: str, accuracy: MulticlassAccuracy) -> tuple[Tensor, Tensor]:
         """Loss and logits of a batch, the accuracy logged."""
         images, labels = batch
         logits = self.net(images).float()
         loss = F.cross_entropy(logits, labels)
-        accuracy = self.accuracies[f"{part}_acc"]
         accuracy.update(logits.detach(), labels)
         self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=part != "test", batch_size=len(labels))
         return loss, logits
@@ -65,7 +64,7 @@ class ClassifierModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, logged with the learning rate."""
         del batch_idx
-        loss, _ = self._evaluate(batch, "train")
+        loss, _ = self._evaluate(batch, "train", self.train_acc)
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
@@ -73,14 +72,14 @@ class ClassifierModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log loss and accuracy; return the logits for callbacks."""
         del batch_idx
-        loss, logits = self._evaluate(batch, "val")
+        loss, logits = self._evaluate(batch, "val", self.val_acc)
         self.log("val/loss", loss, batch_size=len(logits), sync_dist=True)
         return {"logits": logits}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log loss and accuracy; return the logits for callbacks."""
         del batch_idx
-        loss, logits = self._evaluate(batch, "test")
+        loss, logits = self._evaluate(batch, "test", self.test_acc)
         self.log("test/loss", loss, batch_size=len(logits), sync_dist=True)
         return {"logits": logits}
 

@@ -41,7 +41,7 @@ def load_folder(folder: Path) -> tuple[Tensor, list[Path], list[str]]:
         try:
             digits.append(read_digit(path))
             good.append(path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:  # noqa: PERF203 -- one each
             bad.append(f"{str(path.name)!r}: {explain(e)}")
     if not digits:
         raise FolderError(f"none of the {len(paths)} pictures in {folder} can be read; the first is {bad[0]}")

@@ -724,13 +724,14 @@ class TorchDiffEq(Solver):
         counter = _CountingField(field, max_nfe, y0)
         times = torch.tensor([t0, t1], dtype=y0.dtype, device=y0.device)
         try:
-            y1 = torchdiffeq.odeint(counter, y0, times, **arguments)[1]
+            states = torchdiffeq.odeint(counter, y0, times, **arguments)
         except AssertionError as e:  # torchdiffeq asserts against underflow, NaN and its step limit
             raise SolverError(
                 f"{self!r} stopped after {counter.evaluations} evaluations: {str(e)[:80]}; "
                 "try a smaller learning rate, looser tolerances, gradient clipping or a fixed step"
             ) from e
-        return Solution(y1, counter.stats(t1 - t0), [Step(t0, t1 - t0, y0)] if record else ())
+        assert isinstance(states, Tensor)
+        return Solution(states[1], counter.stats(t1 - t0), [Step(t0, t1 - t0, y0)] if record else ())
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Solve over the step's interval again, differentiably."""
@@ -739,7 +740,9 @@ class TorchDiffEq(Solver):
     def trajectory(self, field: VectorField, y0: Tensor, times: Sequence[float]) -> Tensor:
         """States at the given times by torchdiffeq's own interpolation, `[T, *y0.shape]`."""
         grid = torch.tensor(times, dtype=y0.dtype, device=y0.device)
-        return torchdiffeq.odeint(_CountingField(field, MAX_NFE, y0), y0, grid, **self.arguments())
+        states = torchdiffeq.odeint(_CountingField(field, MAX_NFE, y0), y0, grid, **self.arguments())
+        assert isinstance(states, Tensor)
+        return states
 
 
 class _CountingField:

@@ -127,7 +127,7 @@ def test_resuming_continues_in_a_new_folder(run: Path, workdir: Path, sample_roo
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 1
     main(
-        ["fit", "--data.source", "sample", "--data.root", str(sample_root), *FEW]
+        ["fit", *SAMPLE, "--data.root", str(sample_root), *FEW]
         + ["--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt"]
     )
     assert before == {path: path.stat().st_mtime_ns for path in before}, "an earlier run's files were touched"

@@ -227,7 +227,7 @@ def test_heuristic_equals_torchdiffeq(
         y, evaluations, accepted, rejected = torchdiffeq_counts(directed, reference, tolerance)
         own = method(tolerance, tolerance).solve(problem.field, directed.y0, t0, t1)
         assert (own.stats.evaluations, own.stats.accepted, own.stats.rejected) == (evaluations, accepted, rejected)
-        assert relative_error(own.y, y) < (1e-5 if name == "conv" else 1e-10)
+        assert relative_error(own.y, y) < (2e-5 if name == "conv" else 1e-10)
 
 
 # --- cost
