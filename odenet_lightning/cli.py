@@ -186,6 +186,8 @@ class CLI(LightningCLI):
         again = f" --data.root {data.root}" if str(data.root) != "data" else ""
         again += f" --data.source {data.source}" if data.source != "auto" else ""
         score = checkpoint.best_model_score
+        logger = trainer.logger
+        logs = os.path.relpath(logger.root_dir) if isinstance(logger, TensorBoardLogger) else "."
         rows = [
             (
                 "digits",
@@ -194,10 +196,7 @@ class CLI(LightningCLI):
             ("trained", f"{trainer.current_epoch} epochs, {trainer.global_step:,} steps"),
             ("best val/acc", f"{float(score):.2%}" if score is not None else "none"),
             ("best checkpoint", os.path.relpath(best) if best else "none"),
-            (
-                "curves",
-                f"tensorboard --logdir {os.path.relpath(trainer.logger.root_dir or '.') if isinstance(trainer.logger, TensorBoardLogger) else '.'}",
-            ),
+            ("curves", f"tensorboard --logdir {logs}"),
         ]
         if best:
             rows.append(("test it", f"{PROGRAM} test --ckpt_path {os.path.relpath(best)}{again}"))

@@ -171,7 +171,7 @@ class MNISTDataModule(LightningDataModule):
                     f"\n*** NOT THE FULL MNIST: none in {raw_folder(self.root)}, and {failure}.\n"
                     "*** Going on with the built-in sample: 4,000 digits to train, 500 to validate, 500 to test.\n"
                     "*** For the full set, give --data.root DIR with DIR/MNIST/raw as torchvision lays it out,\n"
-                    "*** or run once with a network. --data.source sample silences this, --data.source mnist forbids it."
+                    "*** or run once with a network. --data.source sample silences this, mnist forbids it."
                 )
         if self.source == "sample" or not is_mnist_there(self.root):
             load_sample(self.root)

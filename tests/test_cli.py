@@ -126,10 +126,8 @@ def test_resuming_continues_in_a_new_folder(run: Path, workdir: Path, sample_roo
     before = {path: path.stat().st_mtime_ns for path in (workdir / "lightning_logs/version_0").rglob("*")}
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 1
-    main(
-        ["fit", *SAMPLE, "--data.root", str(sample_root), *FEW]
-        + ["--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt"]
-    )
+    resume = ["--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt"]
+    main(["fit", *SAMPLE, "--data.root", str(sample_root), *FEW, *resume])
     assert before == {path: path.stat().st_mtime_ns for path in before}, "an earlier run's files were touched"
     assert (workdir / "lightning_logs/version_1").is_dir()
 
@@ -177,7 +175,7 @@ def test_predict_writes_a_table_and_a_sheet(
         (["fit", "--model.net.gradient.rtol", "1e-3"], "Option 'rtol' is not accepted"),
         (["fit", "--model.schedule", "linear"], "'constant', 'one_cycle', 'cosine'"),
         (["fit", "--data.batch_size", "0"], "batch_size must be"),
-        (["fit", "--data.batch_size", "4.5"], "batch_size: Expected a int"),
+        (["fit", "--data.batch_size", "4.5"], 'data.batch_size": Expected a int'),
         (["fit", "--data.source", "sample", "--data.batch_size", "4001"], "4000 training digits"),
         (["fit", "--data.source", "mnist"], "data/MNIST/raw"),
         (["fit", "--config", "none.yaml"], "none.yaml"),

@@ -177,7 +177,7 @@ def test_distributed_shares_cover_the_digits_once(sample_root: Path) -> None:
     seen: list[int] = []
     for rank in range(4):
         sampler = DistributedSampler(DigitDataset(digits), num_replicas=4, rank=rank, shuffle=True)
-        loader = DataLoader(DigitDataset(digits), batch_size=32, sampler=sampler, collate_fn=keep_batch)
+        loader = DataLoader(DigitDataset(digits), 32, sampler=sampler, collate_fn=keep_batch)  # type: ignore[arg-type]
         seen += [int(label) for _, labels in loader for label in labels]
     assert sorted(seen) == list(range(1_000))
 

@@ -41,7 +41,7 @@ def test_feature_maps_share_one_scale() -> None:
     states = torch.randn(5, 12, 26, 26)
     figure = draw_feature_maps(torch.rand(28, 28), states, (0.0, 0.25, 0.5, 0.75, 1.0))
     shown = [axes.images[0] for axes in figure.axes if axes.images and axes.get_title() != "digit"]
-    limits = {image.get_clim() for image in shown if image.get_array().shape == (26, 26)}
+    limits = {image.get_clim() for image in shown if image.get_size() == (26, 26)}
     assert len(limits) == 1
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == [
         "digit",

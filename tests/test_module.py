@@ -151,8 +151,8 @@ def test_validation_does_not_leak_into_trainings_count(tmp_path: Path) -> None:
         def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
             pl_module.net.block.solver = RK4(num_steps=2)
 
-        def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
-            super().on_train_batch_end(trainer, *rest)
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *rest: Any) -> None:
+            super().on_train_batch_end(trainer, pl_module, *rest)
             logged.append(float(trainer.callback_metrics["nfe/forward"]))
 
     module = ClassifierModule(ODENet(solver=RK4(num_steps=2)))
@@ -198,7 +198,7 @@ def test_mixed_precision_keeps_the_state_in_float32(tmp_path: Path, precision: A
     halves: list[torch.dtype] = []
     net = ODENet(solver=Dopri5(1e-2, 1e-2), gradient=gradient)
     net.block.field.register_forward_pre_hook(lambda _, args: states.append(args[1].dtype))
-    net.block.field.conv.register_forward_hook(lambda *args: halves.append(args[-1].dtype))
+    net.block.field.get_submodule("conv").register_forward_hook(lambda *args: halves.append(args[-1].dtype))
     module = ClassifierModule(net, sgd(0.01), schedule="constant")
     trainer_in(tmp_path, max_epochs=1, precision=precision, limit_val_batches=0).fit(module, FewDigits())
     assert set(states) == {torch.float32}

@@ -18,7 +18,7 @@ def digit(sample_root: Path) -> Tensor:
     return digits.images[digits.labels == 7][3].float() / 255
 
 
-def save(path: Path, grey: Tensor, mode: str = "L", size: int = 28, **options: object) -> Path:
+def save(path: Path, grey: Tensor, mode: str = "L", size: int = 28) -> Path:
     image = Image.fromarray((grey * 255).round().to(torch.uint8).numpy()).resize(
         (size, size), Image.Resampling.BILINEAR
     )
@@ -26,7 +26,7 @@ def save(path: Path, grey: Tensor, mode: str = "L", size: int = 28, **options: o
         image = Image.fromarray((grey * 65_535).to(torch.int32).numpy().astype("uint16")).resize((size, size))
     else:
         image = image.convert(mode)
-    image.save(path, **options)
+    image.save(path)
     return path
 
 
