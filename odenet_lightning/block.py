@@ -49,14 +49,17 @@ class ODEBlock(nn.Module):
         """The parts that are no modules."""
         return f"solver={self.solver!r}, gradient={type(self.gradient).__name__}"
 
-    # The loop over steps and its counts are Python's business: traced, each new count would be a new graph.
-    @torch.compiler.disable(recursive=False)
     def forward(self, y: Tensor) -> Tensor:
         """Return y(1), with the shape of the input y(0).
 
         Raises:
             SolverError: the solve cannot be finished.
         """
+        return self._solve(y)  # pyright: ignore -- torch types the decorator as another thing
+
+    # The loop over steps and its counts are Python's business: traced, each new count would be a new graph.
+    @torch.compiler.disable
+    def _solve(self, y: Tensor) -> Tensor:
         if y.dtype not in (torch.float32, torch.float64):
             y = y.float()
         result = self.gradient.integrate(self.solver, self.field, y, warm_step=self.warm_step, max_nfe=self.max_nfe)
@@ -64,6 +67,10 @@ class ODEBlock(nn.Module):
             self.warm_step = result.stats.next_step
         self.solves = [*self.solves[-63:], SolveRecord(result.stats, result.backward)]
         return result.y
+
+    def compile_solve(self) -> None:
+        """Have torch.compile run what pays of the solve: in place, so that state-dict keys stay."""
+        self.solver.compile(self.field)
 
     def forget_solves(self) -> None:
         """Empty the record of solves."""

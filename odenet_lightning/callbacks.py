@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -63,10 +64,23 @@ class EvaluationCounts(Callback):
     `nfe/forward`, `nfe/backward`: in training, averaged over the steps since they were last
     written; `nfe/backward` only where the gradient method evaluates the field on the way back.
     `nfe/val_forward`: in validation, averaged over the batches. The records of every batch are
-    dropped after it, so that no phase's count leaks into another's.
+    dropped after it, so that no phase's count leaks into another's. `solver/accepted`,
+    `solver/rejected`, `solver/smallest_step` and `solver/last_step` (in units of t) are of the last
+    step, over all blocks.
+
+    Also keeps a budget: warns once where a step's evaluations exceed half of `budget`, and ends the
+    run, checkpoints kept, where they exceed all of it. Dynamics that have become so hard are not
+    learning any more; `ODEBlock`'s own `max_nfe` stops a single solve.
+
+    Args:
+        budget: forward evaluations a training step may cost.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: int = 1_000) -> None:
+        if budget < 1:
+            raise ValueError(f"budget must be at least 1, not {budget!r}")
+        self.budget = budget
+        self.warned = False
         self.forward: list[int] = []
         self.backward: list[int] = []
 
@@ -92,11 +106,28 @@ class EvaluationCounts(Callback):
         if not records:
             return
         self.forward.append(sum(record.forward.evaluations for record in records))
+        self._keep_budget(trainer, self.forward[-1])
         pl_module.log("nfe/forward", sum(self.forward) / len(self.forward), prog_bar=True)
+        stats = [record.forward for record in records]
+        pl_module.log("solver/accepted", float(sum(s.accepted for s in stats)))
+        pl_module.log("solver/rejected", float(sum(s.rejected for s in stats)))
+        pl_module.log("solver/smallest_step", min(s.smallest_step for s in stats))
+        pl_module.log("solver/last_step", stats[-1].last_step)
         backward = [record.backward.evaluations for record in records if record.backward is not None]
         if backward:
             self.backward.append(sum(backward))
             pl_module.log("nfe/backward", sum(self.backward) / len(self.backward), prog_bar=True)
+
+    def _keep_budget(self, trainer: Trainer, evaluations: int) -> None:
+        if evaluations > self.budget / 2 and not self.warned:
+            self.warned = True
+            rank_zero_warn(f"a step cost {evaluations} evaluations of the field; the run ends at {self.budget}")
+        if evaluations > self.budget:
+            rank_zero_warn(
+                f"a step cost {evaluations} evaluations, more than the budget of {self.budget}: ending the run; "
+                "try a smaller learning rate, more weight decay, looser tolerances or a fixed step"
+            )
+            trainer.should_stop = True
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -28,6 +28,7 @@ from odenet_lightning.callbacks import (
 )
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.module import ClassifierModule
+from odenet_lightning.solvers import SolverError
 
 PROGRAM = "python -m odenet_lightning"
 DEBUG = "ODENET_DEBUG"  # environment variable: show tracebacks
@@ -100,6 +101,7 @@ class CLI(LightningCLI):
         """Checkpoints and pictures get flags of their own; the network's parts can be set one by one."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_lightning_class_args(EvaluationCounts, "nfe")
         parser.set_defaults(
             {
                 "model.net": DEFAULT_NET,
@@ -139,7 +141,6 @@ class CLI(LightningCLI):
         """A logger without stub metrics, a progress bar for terminals only, a length where none is given."""
         trainer = self._get(self.config_init, "trainer")
         callbacks: list[Callback] = [
-            EvaluationCounts(),
             Throughput(),
             Hyperparameters(),
             TestReport(),
@@ -202,6 +203,16 @@ class CLI(LightningCLI):
             rows.append(("test it", f"{PROGRAM} test --ckpt_path {os.path.relpath(best)}{again}"))
             rows.append(("read your own", f"{PROGRAM} predict --ckpt_path {os.path.relpath(best)} --data.images DIR"))
         print("\n" + "\n".join(f"{name:<16} {value}" for name, value in rows), flush=True)
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Train; where a solve fails, say which checkpoint is left."""
+        try:
+            self.trainer.fit(model, **kwargs)
+        except SolverError as error:
+            checkpoint = self.trainer.checkpoint_callback
+            kept = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+            last = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"
+            raise SolverError(f"{error}; {last}") from error
 
     def before_predict(self) -> None:
         """Predicting needs pictures."""

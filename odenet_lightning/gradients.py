@@ -132,7 +132,8 @@ class Checkpoint(Gradient):
         if not torch.is_grad_enabled():
             return Integral(solution.y, solution.stats)
         backward = BackwardStats()
-        y1 = _Replay.apply(solver, field, solution.steps, solution.y, backward, y0, *trainable(field))
+        # the way back runs uncompiled: its steps come in more kinds than graphs are worth
+        y1 = _Replay.apply(solver.eager(), field, solution.steps, solution.y, backward, y0, *trainable(field))
         return Integral(y1, solution.stats, backward)
 
 
@@ -203,6 +204,9 @@ class _Precision:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Enter it again, without the cache of cast weights, which would outlive its graph."""
+        if not self.enabled and not torch.is_autocast_enabled(self.device_type):
+            yield  # nothing to restore, and nothing changed that a compiled step would have to guard on
+            return
         with torch.autocast(self.device_type, self.dtype, enabled=self.enabled, cache_enabled=False):
             yield
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+import torch
 from lightning import LightningModule
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
@@ -11,9 +13,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from odenet_lightning.models import CLASSES, Classifier, ODENet
+from odenet_lightning.solvers import SolverError
 
 Schedule = Literal["constant", "one_cycle", "cosine"]
 Batch = tuple[Tensor, Tensor]
+
+MAX_SKIPS = 10  # batches in a row left out before the run ends
 
 
 class ClassifierModule(LightningModule):
@@ -24,6 +29,10 @@ class ClassifierModule(LightningModule):
         optimizer: makes the optimiser from the parameters.
         schedule: "one_cycle" (Smith and Topin 2019; its peak is the optimiser's lr), "cosine" to
             zero (Loshchilov and Hutter 2017), both over the run's length in steps, or "constant".
+        on_solver_error: "raise" ends the run with the error, its checkpoints kept; "skip" leaves the
+            batch out and counts it (`solver/skipped`), up to `MAX_SKIPS` in a row. One process only.
+        compile: have torch.compile run the solver's step, or, in a network without ODE blocks, the
+            network. Costs a minute at the start; state-dict keys stay.
     """
 
     def __init__(
@@ -31,14 +40,20 @@ class ClassifierModule(LightningModule):
         net: Classifier | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = lambda p: AdamW(p, lr=0.01, weight_decay=1e-4),
         schedule: Schedule = "one_cycle",
+        on_solver_error: Literal["raise", "skip"] = "raise",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if schedule not in ("constant", "one_cycle", "cosine"):
             raise ValueError(f'schedule must be "constant", "one_cycle" or "cosine", not {schedule!r}')
+        if on_solver_error not in ("raise", "skip"):
+            raise ValueError(f'on_solver_error must be "raise" or "skip", not {on_solver_error!r}')
         # objects are no hyperparameters; the command line adds both as the plain config that made them
         self.save_hyperparameters(ignore=["net", "optimizer"])
         self.net = net or ODENet()
         self.optimizer_of, self.schedule = optimizer, schedule
+        self.on_solver_error, self.compile_solve = on_solver_error, compile
+        self.skipped = self.skipped_in_a_row = 0
         self.train_acc = MulticlassAccuracy(CLASSES, average="micro")
         self.val_acc = MulticlassAccuracy(CLASSES, average="micro")
         self.test_acc = MulticlassAccuracy(CLASSES, average="micro")
@@ -61,13 +76,35 @@ class ClassifierModule(LightningModule):
         self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=part != "test", batch_size=len(labels))
         return loss, logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss, logged with the learning rate."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Return the loss, logged with the learning rate; None for a batch that is skipped."""
         del batch_idx
-        loss, _ = self._evaluate(batch, "train", self.train_acc)
+        try:
+            loss, _ = self._evaluate(batch, "train", self.train_acc)
+        except SolverError as error:
+            self._skip_or_raise(error)
+            return None
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Back-propagate; an adjoint solve can fail here, too."""
+        try:
+            super().backward(loss, *args, **kwargs)
+            self.skipped_in_a_row = 0
+        except SolverError as error:
+            self._skip_or_raise(error)
+            self.zero_grad()  # half a gradient is none
+
+    def _skip_or_raise(self, error: SolverError) -> None:
+        """Count a batch whose solve failed, or end the run."""
+        if self.on_solver_error == "raise":
+            raise error
+        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        self.log("solver/skipped", float(self.skipped))
+        if self.skipped_in_a_row > MAX_SKIPS:
+            raise SolverError(f"{self.skipped_in_a_row} batches in a row could not be solved; the last: {error}")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log loss and accuracy; return the logits for callbacks."""
@@ -106,6 +143,26 @@ class ClassifierModule(LightningModule):
             else CosineAnnealingLR(optimizer, T_max=int(steps))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_model(self) -> None:
+        """Compile, where asked for and possible; a machine without a compiler goes on without."""
+        if not self.compile_solve or self.trainer.state.fn != "fit":
+            return
+        self.compile_solve = False  # once
+        try:
+            torch.compile(torch.sin)(torch.zeros(2, device=self.device))
+        except Exception as error:
+            rank_zero_warn(f"no compiler to be had ({str(error).splitlines()[0][:120]}): going on without")
+            return
+        for block in self.net.ode_blocks:
+            block.compile_solve()
+        if not self.net.ode_blocks:
+            self.net.compile()
+
+    def on_fit_start(self) -> None:
+        """Refuse to skip where the other processes would wait for this one's gradients."""
+        if self.on_solver_error == "skip" and self.trainer.world_size > 1:
+            raise ValueError('on_solver_error = "skip" works in one process only; use "raise" in several')
 
     def on_train_start(self) -> None:
         """Refuse a resumed schedule that would end before the run does."""

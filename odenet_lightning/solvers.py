@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 import torchdiffeq
-from torch import Tensor
+from torch import Tensor, nn
 
 VectorField = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]
@@ -122,10 +122,18 @@ class Solver(ABC):
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Do an accepted step again, differentiably; gives y at `step.t + step.fraction * step.h`."""
 
-    def with_tolerance(self, rtol: float | None, atol: float | None) -> "Solver":
-        """Return the same solver with other tolerances; solvers without any return themselves."""
-        del rtol, atol
+    def compile(self, field: nn.Module) -> None:
+        """Have torch.compile do what pays, in place; by default the field alone."""
+        field.compile()
+
+    def eager(self) -> "Solver":
+        """Return the same solver, uncompiled."""
         return self
+
+    def with_tolerance(self, rtol: float | None, atol: float | None) -> "Solver":
+        """Return the same solver, uncompiled, with those tolerances replaced that are not None."""
+        del rtol, atol
+        return self.eager()
 
     def trajectory(self, field: VectorField, y0: Tensor, times: Sequence[float]) -> Tensor:
         """Dense output: the states at the given times, `[T, *y0.shape]`.
@@ -138,13 +146,14 @@ class Solver(ABC):
             y0: state at times[0].
             times: T strictly increasing or decreasing times, T >= 2.
         """
-        steps = self.solve(field, y0, times[0], times[-1], record=True).steps
+        solver = self.eager()
+        steps = solver.solve(field, y0, times[0], times[-1], record=True).steps
         states = [y0]
         for time in times[1:]:
             # the first step whose end is not short of `time` (a hair of slack for rounding)
             step = next((s for s in steps if (time - s.t) / s.h <= s.fraction + 1e-9), steps[-1])
             fraction = min((time - step.t) / step.h, 1.0)
-            states.append(self.replay(field, Step(step.t, step.h, step.y, fraction)))
+            states.append(solver.replay(field, Step(step.t, step.h, step.y, fraction)))
         return torch.stack(states)
 
 
@@ -188,6 +197,28 @@ def add_weighted(y: Tensor, ks: Sequence[Tensor], weights: Sequence[float], h: f
     return y
 
 
+def take_step(
+    field: VectorField, tableau: Tableau, t: Tensor, h: Tensor, y: Tensor, k0: Tensor | None, with_end: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """One step with t and h as scalar tensors: the form that compiles once for every step size."""
+    ks = [evaluate(field, t, y) if k0 is None else k0]
+    for row, c in zip(tableau.a, tableau.c[1:], strict=True):
+        ks.append(evaluate(field, t + c * h, y + h * weighted_sum(ks, row)))
+    y1 = y + h * weighted_sum(ks, tableau.b)
+    if with_end:
+        ks.append(evaluate(field, t + h, y1))
+    return y1, ks
+
+
+def weighted_sum(ks: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """sum_i weights_i k_i, which a compiler fuses into one pass."""
+    terms = [weight * k for k, weight in zip(ks, weights, strict=False) if weight != 0.0]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
 class RungeKutta(Solver):
     """What all explicit Runge-Kutta methods share: one step, its replay, the fixed-step loop.
 
@@ -209,25 +240,57 @@ class RungeKutta(Solver):
             raise ValueError(f"step_size must be a positive number, not {step_size!r}")
         self.num_steps = num_steps
         self.step_size = step_size
+        self._step: Callable[..., tuple[Tensor, list[Tensor]]] | None = None
+        self._evaluate: Callable[..., Tensor] = evaluate
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if v is not None)
+        shown = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if v is not None and k[0] != "_")
         return f"{type(self).__name__}({shown})"
 
-    def stages(self, field: VectorField, t: float, h: float, y: Tensor, k0: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """One step from y(t), given its first stage k0 = f(t, y): the new state and all stages."""
-        ks = [k0]
+    def compile(self, field: nn.Module) -> None:
+        """Compile the step, field included: one graph for all step sizes and batch sizes above one."""
+        self._step = torch.compile(take_step)
+        self._evaluate = torch.compile(evaluate)
+
+    def eager(self) -> Solver:
+        """Return a copy that runs uncompiled."""
+        twin = copy.copy(self)
+        twin._step, twin._evaluate = None, evaluate
+        return twin
+
+    def step(
+        self, field: VectorField, t: float, h: float, y: Tensor, k0: Tensor | None = None, with_end: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One step of size h from y(t).
+
+        Args:
+            field: f(t, y).
+            t: start time.
+            h: step size.
+            y: state at t.
+            k0: f(t, y), where known.
+            with_end: whether the stages are to end with f(t + h, y(t + h)).
+
+        Returns:
+            The state at t + h and the stages.
+        """
+        if self._step is not None:
+            time, size = (torch.full((), value, dtype=y.dtype, device=y.device) for value in (t, h))
+            return self._step(field, self.tableau, time, size, y, k0, with_end)
+        ks = [evaluate(field, t, y) if k0 is None else k0]
         for row, c in zip(self.tableau.a, self.tableau.c[1:], strict=True):
             ks.append(evaluate(field, t + c * h, add_weighted(y, ks, row, h)))
-        return add_weighted(y, ks, self.tableau.b, h), ks
+        y1 = add_weighted(y, ks, self.tableau.b, h)
+        if with_end:
+            ks.append(evaluate(field, t + h, y1))
+        return y1, ks
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Do an accepted step again; inside the step, by the method's dense output."""
         t, h, y = step.t, step.h, step.y
-        y1, ks = self.stages(field, t, h, y, evaluate(field, t, y))
         if step.fraction == 1.0:
-            return y1
-        ks.append(evaluate(field, t + h, y1))
+            return self.step(field, t, h, y)[0]
+        y1, ks = self.step(field, t, h, y, with_end=True)
         return self.interpolate(y, y1, ks, h, step.fraction)
 
     def interpolate(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float, x: float) -> Tensor:
@@ -277,7 +340,7 @@ class RungeKutta(Solver):
             t = t0 + i * h
             if record:
                 steps.append(Step(t, h, y))
-            y, _ = self.stages(field, t, h, y, evaluate(field, t, y))
+            y, _ = self.step(field, t, h, y)
         return Solution(y, SolveStats(evaluations, n, 0, abs(h), abs(h)), steps)
 
 
@@ -338,10 +401,9 @@ class AdaptiveRungeKutta(RungeKutta):
         return self.num_steps is not None or self.step_size is not None
 
     def with_tolerance(self, rtol: float | None, atol: float | None) -> Solver:
-        """Return a copy with the tolerances that are not None replaced."""
-        if self.is_fixed:
-            return self
+        """Return a copy, uncompiled, with those tolerances replaced that are not None."""
         twin = copy.copy(self)
+        twin._step, twin._evaluate = None, evaluate
         twin.rtol = self.rtol if rtol is None else rtol
         twin.atol = self.atol if atol is None else atol
         return twin
@@ -423,7 +485,10 @@ class _AdaptiveSolve:
         """Step until t1 is reached or passed."""
         if self.span == 0.0:
             return Solution(self.y, SolveStats(0, 0, 0, 0.0, 0.0), ())
-        k0 = self.evaluate(self.t, self.y)
+        # evaluated apart from the first step, so that a compiled step always has it given: one graph
+        time = torch.full((), self.t, dtype=self.y.dtype, device=self.y.device)
+        k0 = self.method._evaluate(self.field, time, self.y)
+        self.evaluations += 1
         first = warm_step if self.method.first_step == "warm" else self.method.first_step
         may_pass_end = not isinstance(first, float | int)
         if may_pass_end:
@@ -461,10 +526,6 @@ class _AdaptiveSolve:
         left = self.span_left()
         return (left, left < self.span) if 1.01 * h >= left else (h, False)
 
-    def evaluate(self, t: float, y: Tensor) -> Tensor:
-        self.evaluations += 1
-        return evaluate(self.field, t, y)
-
     def attempt(self, h: float, k0: Tensor) -> tuple[Tensor, list[Tensor], float]:
         """Try a step of size h: the new state, its stages and the error ratio."""
         method, signed = self.method, self.sign * h
@@ -472,11 +533,11 @@ class _AdaptiveSolve:
             raise self.error(h, "the step has become too small to change t")
         if len(self.sizes) + self.rejected >= method.max_steps:
             raise self.error(h, f"max_steps = {method.max_steps} steps were not enough")
-        if self.evaluations + len(method.tableau.c) > self.max_nfe:
+        cost = len(method.tableau.c)
+        if self.evaluations + cost > self.max_nfe:
             raise self.error(h, f"max_nfe = {self.max_nfe} evaluations were not enough")
-        y1, ks = method.stages(self.field, self.t, signed, self.y, k0)
-        self.evaluations += len(ks) - 1
-        ks.append(self.evaluate(self.t + signed, y1))
+        y1, ks = method.step(self.field, self.t, signed, self.y, k0, with_end=True)
+        self.evaluations += cost
         ratio = method.error_ratio(self.y, y1, ks, signed, self.norm)
         if not math.isfinite(ratio) and not bool(torch.isfinite(k0).all()):
             raise self.error(h, "the state or the field is not finite (NaN or infinity)")

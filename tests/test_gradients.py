@@ -1,11 +1,13 @@
 """Gradients against finite differences, against closed forms, against torchdiffeq, and against each other."""
 
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 import torchdiffeq
-from problems import PROBLEMS, Logistic, Problem, conv_problem, count_calls, damped, logistic, relative_error, swing
+from problems import PROBLEMS, Logistic, conv_problem, count_calls, damped, logistic, relative_error, swing
 from torch import Tensor, nn
 
 from odenet_lightning.fields import ConvField
@@ -63,7 +65,7 @@ def mixer_problem(timed: bool = True) -> tuple[Mixer, Tensor]:
 
 def loss_of(y: Tensor) -> Tensor:
     """A loss that weighs every entry of the state differently."""
-    return (y * torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).reshape(y.shape)).square().sum()
+    return (y * torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).reshape(y.shape)).square().mean()
 
 
 def gradients_of(
@@ -183,11 +185,11 @@ def test_adjoint_s_error_shrinks_with_its_tolerance(solver: Solver, seminorm: bo
     field, y0 = mixer_problem()
     truth = gradients_of(Backprop(), solver, field, y0)[1]
     errors = []
-    for tolerance in (1e-2, 1e-4, 1e-6, 1e-8):
+    for tolerance in (1e-3, 1e-5, 1e-7, 1e-9):
         gradient = Adjoint(tolerance, tolerance, seminorm)
         errors.append(largest_difference(gradients_of(gradient, solver, field, y0)[1], truth))
     assert errors[0] < 0.1
-    assert all(tight < loose / 10 for loose, tight in zip(errors, errors[1:], strict=False))
+    assert all(tight < loose / 10 for loose, tight in pairwise(errors))
 
 
 def torchdiffeq_adjoint(
@@ -233,7 +235,9 @@ def test_adjoint_equals_torchdiffeq_s(field_name: str, tolerance: float, own: bo
     solver = Dopri5(tolerance, tolerance) if own else TorchDiffEq("dopri5", tolerance, tolerance)
     with count_calls(field) as calls:
         integral, grads = gradients_of(gradient, solver, field, y0)
-    rounding = 1e-10 if field_name == "mixer" else 1e-4
+    rounding = 1e-10
+    if field_name == "conv":  # whose kinks make much of other rounding: this project adds in another order
+        rounding = 2e-3 if own else 1e-6
     assert relative_error(integral.y, y) < rounding
     # in common units: the conv's bias has no gradient but rounding, since the norm behind it takes the mean out
     assert relative_error(torch.cat([g.flatten() for g in grads]), torch.cat([g.flatten() for g in truth])) < rounding
@@ -265,7 +269,7 @@ def test_seminorm_costs_no_more() -> None:
 
 @pytest.mark.parametrize("name", ["rtol", "atol"])
 @pytest.mark.parametrize("value", [0.0, -1e-3, float("nan"), float("inf"), "1e-3"])
-def test_bad_adjoint_tolerance_is_refused(name: str, value: float) -> None:
+def test_bad_adjoint_tolerance_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
         Adjoint(**{name: value})
 

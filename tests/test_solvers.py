@@ -100,18 +100,18 @@ def test_tableau_is_consistent(method: type[RungeKutta]) -> None:
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_embedded_partner_is_one_order_lower(method: type[AdaptiveRungeKutta]) -> None:
     """The error estimate of one step falls as h^order, the partner's local error: no faster and no slower."""
-    problem = damped()
+    problem, tableau = damped(), method.tableau
+    assert tableau.error is not None
     steps, estimates = [8, 12, 18, 27], []
     for n in steps:
-        h = 1.0 / n
-        solver = method(num_steps=1)
-        y1, ks = solver.stages(problem.field, 0.0, h, problem.y0, problem.field(torch.tensor(0.0), problem.y0))
-        ks.append(problem.field(torch.tensor(h), y1))
-        assert method.tableau.error is not None
-        estimate = sum(weight * k for weight, k in zip(method.tableau.error, ks, strict=True))
-        assert isinstance(estimate, Tensor)
-        estimates.append(float((h * estimate).detach().abs().max()))
-    assert fitted_order(steps, estimates) == pytest.approx(method.tableau.order, abs=0.3)
+        h, ks = 1.0 / n, []
+        # the stages, and as the last one the slope at the step's end, whose row is the step's own weights
+        for c, row in zip((*tableau.c, 1.0), ((), *tableau.a, tableau.b), strict=True):
+            y = problem.y0 + h * sum(a * k for a, k in zip(row, ks, strict=True))
+            ks.append(problem.field(torch.tensor(c * h), y))
+        estimate = torch.stack([h * weight * k for weight, k in zip(tableau.error, ks, strict=True)]).sum(0)
+        estimates.append(float(estimate.detach().abs().max()))
+    assert fitted_order(steps, estimates) == pytest.approx(tableau.order, abs=0.3)
 
 
 # --- convergence
@@ -190,8 +190,9 @@ def torchdiffeq_counts(problem: Problem, name: str, tolerance: float) -> tuple[T
     field.callback_reject_step = lambda t, y, h: rejected.append(h)  # type: ignore[assignment]
     times = torch.tensor([problem.t0, problem.t1], dtype=problem.y0.dtype)
     with count_calls(field) as calls:
-        y = torchdiffeq.odeint(field, problem.y0, times, rtol=tolerance, atol=tolerance, method=name)[1]
-    return y, calls.count, len(accepted), len(rejected)
+        y = torchdiffeq.odeint(field, problem.y0, times, rtol=tolerance, atol=tolerance, method=name)
+    assert isinstance(y, Tensor)
+    return y[1], calls.count, len(accepted), len(rejected)
 
 
 def correct_middle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +282,9 @@ def test_warm_solver_without_a_warm_step_guesses_the_first() -> None:
 def solvers(draw: st.DrawFn) -> Solver:
     """Any solver of this project, fixed or adaptive."""
     method = draw(st.sampled_from(METHODS))
-    steps = draw(st.sampled_from([{"num_steps": 1}, {"num_steps": 5}, {"step_size": 0.37}, {"step_size": 5.0}]))
+    steps: dict[str, Any] = draw(
+        st.sampled_from([{"num_steps": 1}, {"num_steps": 5}, {"step_size": 0.37}, {"step_size": 5.0}])
+    )
     if not issubclass(method, AdaptiveRungeKutta) or draw(st.booleans()):
         return method(**steps)
     tolerance = 10.0 ** draw(st.floats(-7, -1))
@@ -568,9 +571,12 @@ def test_other_tolerances_leave_the_solver_as_it_is(solver: Any) -> None:
     assert (solver.rtol, solver.atol) == (1e-2, 1e-3)
 
 
-def test_fixed_steps_need_no_tolerance() -> None:
-    for solver in (RK4(num_steps=2), Dopri5(num_steps=2)):
-        assert solver.with_tolerance(1e-5, 1e-5) is solver
+@pytest.mark.parametrize("solver", [RK4(num_steps=2), Dopri5(num_steps=2)], ids=repr)
+@torch.no_grad()
+def test_fixed_steps_need_no_tolerance(solver: Solver) -> None:
+    problem = swing()
+    y1 = solver.solve(problem.field, problem.y0).y
+    assert torch.equal(solver.with_tolerance(1e-5, 1e-5).solve(problem.field, problem.y0).y, y1)
 
 
 # --- the first step

@@ -1,0 +1,67 @@
+"""Vector fields: their groups, their shapes, their formula."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import conv_problem
+from torch.nn import functional as F
+
+from odenet_lightning.fields import ConvField, Field, group_count
+
+
+@given(st.integers(1, 600))
+def test_group_count_is_the_largest_divisor_of_at_most_32(channels: int) -> None:
+    groups = group_count(channels)
+    assert 1 <= groups <= min(32, channels)
+    assert channels % groups == 0
+    assert all(channels % larger for larger in range(groups + 1, min(32, channels) + 1))
+
+
+@given(st.integers(1, 32))
+def test_few_channels_are_normed_one_by_one(channels: int) -> None:
+    assert group_count(channels) == channels
+
+
+@pytest.mark.parametrize("channels", [1, 6, 33, 64])
+@pytest.mark.parametrize("size", [(26, 26), (5, 7)])
+def test_conv_field_keeps_the_shape(channels: int, size: tuple[int, int]) -> None:
+    y = torch.randn(2, channels, *size)
+    assert ConvField(channels)(torch.tensor(0.0), y).shape == y.shape
+
+
+def test_conv_field_keys_and_parameters() -> None:
+    state = ConvField().state_dict()
+    assert list(state) == ["norm.weight", "norm.bias", "conv.weight", "conv.bias"]
+    assert sum(value.numel() for value in state.values()) == 6 + 6 + 6 * 6 * 9 + 6
+
+
+def test_conv_field_is_norm_conv_relu_norm_with_one_norm() -> None:
+    field, y = conv_problem()
+    # as trained: fresh from the box the norm has weight 1 and bias 0, and its places could not be told apart
+    torch.nn.init.normal_(field.norm.weight)
+    torch.nn.init.normal_(field.norm.bias)
+    weight, bias = field.norm.weight, field.norm.bias
+    expected = F.group_norm(y, 6, weight, bias)
+    expected = F.conv2d(F.relu(expected), field.conv.weight, field.conv.bias, padding=1)
+    expected = F.group_norm(expected, 6, weight, bias)
+    torch.testing.assert_close(field(torch.tensor(0.0), y), expected)
+
+
+def test_conv_field_is_the_same_at_all_times() -> None:
+    field, y = conv_problem()
+    assert torch.equal(field(torch.tensor(0.0), y), field(torch.tensor(0.9), y))
+
+
+def test_conv_field_keeps_nothing_between_calls() -> None:
+    field, y = conv_problem()
+    before = {key: value.clone() for key, value in field.state_dict().items()}
+    first = field(torch.tensor(0.0), y)
+    field(torch.tensor(0.0), 3 * y)
+    assert torch.equal(field(torch.tensor(0.0), y), first)
+    assert all(torch.equal(value, before[key]) for key, value in field.state_dict().items())
+
+
+def test_field_must_implement_forward() -> None:
+    with pytest.raises(TypeError, match="forward"):
+        Field()  # type: ignore[abstract]
