@@ -119,9 +119,9 @@ class EvaluationCounts(Callback):
             pl_module.log("nfe/backward", sum(self.backward) / len(self.backward), prog_bar=True)
 
     def _keep_budget(self, trainer: Trainer, evaluations: int) -> None:
-        if evaluations > self.budget / 2 and not self.warned:
+        if self.budget / 2 < evaluations <= self.budget and not self.warned:
             self.warned = True
-            rank_zero_warn(f"a step cost {evaluations} evaluations of the field; the run ends at {self.budget}")
+            rank_zero_warn(f"a step cost {evaluations} evaluations of the field; the run ends beyond {self.budget}")
         if evaluations > self.budget:
             rank_zero_warn(
                 f"a step cost {evaluations} evaluations, more than the budget of {self.budget}: ending the run; "

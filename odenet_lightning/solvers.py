@@ -248,7 +248,7 @@ class RungeKutta(Solver):
         return f"{type(self).__name__}({shown})"
 
     def compile(self, field: nn.Module) -> None:
-        """Compile the step, field included: one graph for all step sizes and batch sizes above one."""
+        """Compile the step, field included: one graph for all step sizes, one more for each size of batch."""
         self._step = torch.compile(take_step)
         self._evaluate = torch.compile(evaluate)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from problems import conv_problem, count_calls, relative_error
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -15,6 +14,7 @@ from odenet_lightning.block import ODEBlock
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.models import ODENet
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Midpoint, Solver, SolverError, TorchDiffEq, Tsit5
+from tests.problems import conv_problem, count_calls, relative_error
 
 GRADIENTS = [Backprop(), Checkpoint(), Adjoint()]
 

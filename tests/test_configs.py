@@ -37,6 +37,6 @@ def test_blog_is_the_posts_recipe(workdir: Path, sample_root: Path) -> None:
         "init_args": {"lr": 0.001, "momentum": 0.9},
     }
     assert config["model"]["schedule"] == "constant"
-    assert config["data"] == {"batch_size": 16, "augment": False}
+    assert config["data"] == {"batch_size": 16, "val_size": 1_000, "augment": False}
     assert config["trainer"] == {"max_epochs": 10}
     main(["fit", "--config", str(path), "--data.root", str(sample_root), *quick])

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import conv_problem
 from torch.nn import functional as F
 
 from odenet_lightning.fields import ConvField, Field, group_count
+from tests.problems import conv_problem
 
 
 @given(st.integers(1, 600))

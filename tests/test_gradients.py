@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torchdiffeq
-from problems import PROBLEMS, Logistic, conv_problem, count_calls, damped, logistic, relative_error, swing
 from torch import Tensor, nn
 
 from odenet_lightning.fields import ConvField
@@ -26,6 +25,7 @@ from odenet_lightning.solvers import (
     Tsit5,
     rms_norm,
 )
+from tests.problems import PROBLEMS, Logistic, conv_problem, count_calls, damped, logistic, relative_error, swing
 
 GRADIENTS = [Backprop(), Checkpoint(), Adjoint()]
 SOLVERS: dict[str, Solver] = {

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 import torchdiffeq
-from problems import relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +13,7 @@ from odenet_lightning.fields import ConvField, Field
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.models import Classifier, Head, ODENet, ResNet, Stem
 from odenet_lightning.solvers import RK4, Dopri5, Solver, SolverError, TorchDiffEq
+from tests.problems import relative_error
 
 STEM_KEYS = ["stem.conv.weight", "stem.conv.bias", "stem.norm.weight", "stem.norm.bias"]
 FIELD_KEYS = ["norm.weight", "norm.bias", "conv.weight", "conv.bias"]

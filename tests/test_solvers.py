@@ -11,7 +11,6 @@ import torch
 import torchdiffeq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import PROBLEMS, Decay, Problem, conv_problem, count_calls, damped, logistic, relative_error, swing
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchdiffeq._impl.bosh3 import Bosh3Solver
@@ -33,6 +32,7 @@ from odenet_lightning.solvers import (
     TorchDiffEq,
     Tsit5,
 )
+from tests.problems import PROBLEMS, Decay, Problem, conv_problem, count_calls, damped, logistic, relative_error, swing
 
 FIXED: list[type[RungeKutta]] = [Euler, Midpoint, Heun, RK4]
 ADAPTIVE: list[type[AdaptiveRungeKutta]] = [Bosh3, Dopri5, Tsit5]
@@ -247,7 +247,7 @@ def test_fixed_steps_cost_exactly(method: type[RungeKutta], stages: int, n: int)
     assert stats.smallest_step == stats.last_step == pytest.approx((problem.t1 - problem.t0) / n)
 
 
-@pytest.mark.parametrize(("step_size", "n"), [(1.0, 1), (0.3, 4), (0.1, 10), (2.0, 1), (1 / 3, 3)])
+@pytest.mark.parametrize(("step_size", "n"), [(1.0, 1), (0.3, 4), (0.1, 10), (2.0, 1), (1 / 3, 3), (1 / 49, 49)])
 @pytest.mark.parametrize("t1", [1.0, -1.0])
 def test_step_size_is_the_largest_step(step_size: float, n: int, t1: float) -> None:
     problem = damped()
@@ -425,9 +425,14 @@ def test_field_gets_a_scalar_time_of_the_state_s_dtype() -> None:
 
 @torch.no_grad()
 def test_field_in_half_precision_leaves_the_state_alone() -> None:
-    y0 = torch.ones(3)
-    for solver in (RK4(num_steps=2), Dopri5(), TorchDiffEq("dopri5")):
-        assert solver.solve(lambda t, y: -y.bfloat16(), y0).y.dtype == torch.float32
+    """What a field answers is taken into the state's precision before anything is computed with it."""
+    y0 = torch.tensor([1.0, 0.3, -2.0])
+    for solver in (RK4(num_steps=2), Dopri5(), Dopri5(first_step=0.1), TorchDiffEq("dopri5")):
+        halved = solver.solve(lambda t, y: -y.bfloat16(), y0)
+        truth = solver.solve(lambda t, y: -y.bfloat16().float(), y0)
+        assert halved.y.dtype == torch.float32
+        assert torch.equal(halved.y, truth.y)
+        assert halved.stats == truth.stats
 
 
 # --- refusing to go on

@@ -1,0 +1,252 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet, ResNet
+from odenet_lightning.callbacks import EpochLines, EvaluationCounts, Pictures, TestReport, Throughput, flatten
+from odenet_lightning.cli import main
+from odenet_lightning.fields import Field
+from odenet_lightning.gradients import Adjoint
+from odenet_lightning.module import MAX_SKIPS
+from odenet_lightning.solvers import RK4, Bosh3, Dopri5, SolverError
+from tests.test_module import FewDigits, sgd, trainer_in
+
+CPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+
+
+class Exploding(Field):
+    """dy/dt = y^2 * scale: blows up within [0, 1] from y = 1 / scale on."""
+
+    def __init__(self, scale: float = 5.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.scale * y * y
+
+
+class FailsSometimes(Field):
+    """A harmless field that is not finite on every batch whose number is in `bad`, counting training batches."""
+
+    def __init__(self, bad: set[int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.1))
+        self.bad, self.batch = bad, 0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.weight * y * (float("nan") if self.training and self.batch in self.bad else 1.0)
+
+
+def numbered(module: ClassifierModule, field: FailsSometimes) -> ClassifierModule:
+    """Tell the field the number of the batch."""
+
+    def tell(batch: Any, batch_idx: int) -> None:
+        field.batch = module.trainer.fit_loop.epoch_loop.total_batch_idx
+
+    module.on_train_batch_start = tell  # type: ignore[method-assign]
+    return module
+
+
+def test_warns_at_half_the_budget_and_stops_beyond_it(tmp_path: Path) -> None:
+    module = ClassifierModule(ODENet(2, solver=RK4(num_steps=3)), sgd(0.01), schedule="constant")
+    with pytest.warns(UserWarning, match="12 evaluations of the field; the run ends beyond 20"):
+        trainer_in(tmp_path, max_epochs=1, callbacks=[EvaluationCounts(budget=20)]).fit(module, FewDigits())
+    assert module.trainer.global_step == 4
+    with pytest.warns(UserWarning, match="more than the budget of 10: ending the run"):
+        trainer_in(tmp_path, max_epochs=1, callbacks=[EvaluationCounts(budget=10)]).fit(module, FewDigits())
+    assert module.trainer.global_step == 1
+
+
+def test_budget_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="budget"):
+        EvaluationCounts(budget=0)
+
+
+@pytest.mark.parametrize("gradient", [None, Adjoint()], ids=["backprop", "adjoint"])
+def test_failed_solve_ends_the_run(tmp_path: Path, gradient: Adjoint | None) -> None:
+    net = ODENet(2, solver=Dopri5(1e-3, 1e-3), gradient=gradient, field=Exploding())
+    with pytest.raises(SolverError, match=r"t = .* h = .*rtol = 0.001.*evaluations so far.*try a smaller"):
+        trainer_in(tmp_path, max_epochs=1, num_sanity_val_steps=0).fit(ClassifierModule(net), FewDigits())
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None.*")
+def test_skipped_batches_leave_the_weights_and_are_counted(tmp_path: Path) -> None:
+    field = FailsSometimes({1, 2})
+    module = numbered(
+        ClassifierModule(ODENet(2, solver=Bosh3(0.1, 0.1), field=field), sgd(0.01), "constant", on_solver_error="skip"),
+        field,
+    )
+    weights: list[Tensor] = []
+    module.on_train_batch_end = lambda *_: weights.append(field.weight.detach().clone())  # type: ignore[method-assign]
+    trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[EvaluationCounts()])
+    trainer.fit(module, FewDigits())
+    assert module.skipped == 2
+    assert weights[0] == weights[1] == weights[2] != weights[3]
+    assert trainer.callback_metrics["solver/skipped"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None.*")
+def test_too_many_skips_in_a_row_end_the_run(tmp_path: Path) -> None:
+    field = FailsSometimes(set(range(3, 100)))
+    module = numbered(
+        ClassifierModule(ODENet(2, solver=Bosh3(0.1, 0.1), field=field), sgd(0.01), "constant", on_solver_error="skip"),
+        field,
+    )
+    with pytest.raises(SolverError, match=f"{MAX_SKIPS + 1} batches in a row"):
+        trainer_in(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, FewDigits(batches=40))
+    assert module.skipped == MAX_SKIPS + 1
+
+
+def test_failed_adjoint_solve_is_skipped_too(tmp_path: Path) -> None:
+    """The way back alone fails: its budget of evaluations is too small for its tolerance."""
+    net = ODENet(2, solver=Dopri5(0.1, 0.1), gradient=Adjoint(rtol=1e-6, atol=1e-6), max_nfe=30)
+    module = ClassifierModule(net, sgd(0.01), "constant", on_solver_error="skip")
+    before = [p.detach().clone() for p in module.parameters()]
+    trainer_in(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, FewDigits())
+    assert module.skipped == 4
+    assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
+
+
+def test_failure_names_the_checkpoint_that_is_left(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation ends an epoch well; then the solve is given a budget that it cannot keep."""
+    original = ClassifierModule.on_validation_end
+
+    def squeeze(self: ClassifierModule) -> None:
+        original(self)
+        if not self.trainer.sanity_checking and self.trainer.current_epoch == 1:
+            self.net.ode_blocks[0].max_nfe = 2
+
+    monkeypatch.setattr(ClassifierModule, "on_validation_end", squeeze)
+    few = ["--trainer.limit_train_batches", "3", "--trainer.max_epochs", "4", "--pictures.every_n_epochs", "0"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *few, *CPU])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "max_nfe = 2" in error
+    kept = error.rsplit("the best checkpoint so far is ", 1)[1]
+    assert "state_dict" in torch.load(kept, weights_only=True)
+
+
+def test_epoch_lines_and_test_report(tmp_path: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = ClassifierModule(ODENet(2, solver=RK4(num_steps=1), gradient=Adjoint()), schedule="constant")
+    data = MNISTDataModule(root=str(sample_root), source="sample", batch_size=100)
+    callbacks = [EvaluationCounts(), Throughput(), EpochLines(), TestReport()]
+    trainer = trainer_in(tmp_path, max_epochs=2, limit_train_batches=3, callbacks=callbacks)
+    trainer.fit(module, data)
+    first, second = capsys.readouterr().out.strip().splitlines()
+    assert first.startswith("epoch 1  step 3  loss ")
+    assert second.startswith("epoch 2  step 6  loss ")
+    for part in ("train ", "val ", "NFE forward 4.0", "backward 4.0", "images/s "):
+        assert part in first
+    trainer.test(module, data, verbose=False)
+    assert "Accuracy on the 500 test digits of sample: " in capsys.readouterr().out
+
+
+def test_pictures_show_what_was_wrong(tmp_path: Path) -> None:
+    """With weights that always answer 3, every other digit is a mistake."""
+    module = ClassifierModule(ODENet(2, solver=RK4(num_steps=1)), sgd(1e-9), schedule="constant")
+    with torch.no_grad():
+        module.net.get_submodule("head.fc").weight.zero_()  # type: ignore[union-attr, operator]
+        module.net.get_submodule("head.fc").bias.copy_(torch.eye(10)[3])  # type: ignore[union-attr, operator]
+    pictures = Pictures()
+    data = FewDigits(size=20)
+    trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[pictures])
+    trainer.fit(module, data)
+    labels = torch.cat([labels for _, labels in data.batches[:2]])
+    assert pictures.confusion.confmat[:, 3].sum() == 40
+    assert [(true, said) for _, true, said in pictures.mistakes] == [(int(label), 3) for label in labels if label != 3][
+        :32
+    ]
+    assert pictures.example is not None
+
+
+@pytest.mark.parametrize(("every", "drawn"), [(0, []), (1, [4, 8, 12]), (2, [8])])
+def test_pictures_are_drawn_as_often_as_asked(tmp_path: Path, every: int, drawn: list[int]) -> None:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=3,
+        logger=logger,
+        callbacks=[Pictures(every)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=4,
+    )
+    trainer.fit(ClassifierModule(ODENet(2, solver=RK4(num_steps=1)), schedule="constant"), FewDigits())
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
+    tags = events.Tags()["images"]
+    assert [event.step for event in events.Images("val/feature_maps")] == drawn if drawn else not tags
+
+
+def test_pictures_of_a_network_without_odes(tmp_path: Path) -> None:
+    pictures = Pictures()
+    trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[pictures, EvaluationCounts()])
+    trainer.fit(ClassifierModule(ResNet(2, 1)), FewDigits())
+    assert "nfe/forward" not in trainer.callback_metrics
+
+
+def test_pictures_refuse_a_negative_rhythm() -> None:
+    with pytest.raises(ValueError, match="every_n_epochs"):
+        Pictures(-1)
+
+
+def test_flatten_makes_plain_values() -> None:
+    tree = {"net": {"class_path": "a.B", "init_args": {"channels": 6, "field": None}}, "_instantiator": "x", "lr": 0.1}
+    assert flatten(tree) == {
+        "net.class_path": "a.B",
+        "net.init_args.channels": 6,
+        "net.init_args.field": "None",
+        "lr": 0.1,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", [Bosh3(0.1, 0.1, first_step="warm"), RK4(num_steps=2)], ids=["adaptive", "fixed"])
+def test_compiled_run_equals_eager_and_compiles_once(tmp_path: Path, solver: Any) -> None:
+    """After the first batch and the first validation nothing is compiled any more, though counts and times go on."""
+    from torch._dynamo.utils import counters
+
+    losses: dict[bool, list[float]] = {}
+    for compile in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        torch.manual_seed(0)
+        module = ClassifierModule(ODENet(solver=solver.eager()), sgd(0.01), "constant", compile=compile)
+        graphs: list[int] = []
+        seen: list[float] = []
+
+        def note(outputs: Any, *_: Any, graphs: list[int] = graphs, seen: list[float] = seen) -> None:
+            graphs.append(counters["stats"]["unique_graphs"])
+            seen.append(float(outputs["loss"]))
+
+        module.on_train_batch_end = note  # type: ignore[method-assign]
+        keys = list(module.state_dict())
+        trainer_in(tmp_path, max_epochs=3, num_sanity_val_steps=0).fit(module, FewDigits())
+        losses[compile] = seen
+        assert list(module.state_dict()) == keys
+        if compile:
+            assert graphs[0] > 0, "nothing was compiled"
+            assert graphs[:4] == [graphs[0]] * 4
+            assert graphs[4:] == [graphs[4]] * 8, "compiled anew after the first validation"
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+
+
+def test_missing_compiler_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    module = ClassifierModule(ODENet(2, solver=RK4(num_steps=1)), sgd(0.01), "constant", compile=True)
+    with pytest.warns(UserWarning, match=r"no compiler to be had \(no C\+\+ compiler found\)"):
+        trainer_in(tmp_path, max_epochs=1).fit(module, FewDigits())
+    assert module.trainer.global_step == 4
