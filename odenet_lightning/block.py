@@ -79,4 +79,5 @@ class ODEBlock(nn.Module):
     @torch.no_grad()
     def trajectory(self, y: Tensor, times: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)) -> Tensor:
         """States at the given times of a solve from y, `[T, *y.shape]`; counted nowhere."""
-        return self.solver.trajectory(self.field, y.float(), times)
+        y = y if y.dtype == torch.float64 else y.float()
+        return self.solver.trajectory(self.field, y, times, self.warm_step)

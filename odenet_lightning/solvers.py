@@ -135,7 +135,9 @@ class Solver(ABC):
         del rtol, atol
         return self.eager()
 
-    def trajectory(self, field: VectorField, y0: Tensor, times: Sequence[float]) -> Tensor:
+    def trajectory(
+        self, field: VectorField, y0: Tensor, times: Sequence[float], warm_step: float | None = None
+    ) -> Tensor:
         """Dense output: the states at the given times, `[T, *y0.shape]`.
 
         Runs one solve over [times[0], times[-1]] as training does and interpolates within its
@@ -145,9 +147,10 @@ class Solver(ABC):
             field: f(t, y).
             y0: state at times[0].
             times: T strictly increasing or decreasing times, T >= 2.
+            warm_step: see `solve`.
         """
         solver = self.eager()
-        steps = solver.solve(field, y0, times[0], times[-1], record=True).steps
+        steps = solver.solve(field, y0, times[0], times[-1], warm_step=warm_step, record=True).steps
         states = [y0]
         for time in times[1:]:
             # the first step whose end is not short of `time` (a hair of slack for rounding)
@@ -494,6 +497,8 @@ class _AdaptiveSolve:
         if may_pass_end:
             h = self.method.guess_first_step(self.field, self.t, self.y, k0, self.sign, self.norm)
             self.evaluations += 1
+            if not math.isfinite(h):
+                raise self.error(h, "the state or the field is not finite (NaN or infinity)")
         else:
             h = min(float(first), self.span)
         while True:
@@ -615,7 +620,9 @@ class RK4(RungeKutta):
 class Bosh3(AdaptiveRungeKutta):
     """Bogacki and Shampine's 3(2) pair (1989), three evaluations an attempted step.
 
-    Good at loose tolerances, 1e-2 and above; below 1e-4 `Dopri5` needs fewer evaluations.
+    Good at loose tolerances, 1e-2 and above; below 1e-4 `Dopri5` needs fewer evaluations. Its steps
+    are torchdiffeq's "bosh3"; its dense output is the cubic Hermite interpolant instead, since
+    torchdiffeq 0.2.5 takes y + h/2 k_2 for the middle of a step, which is wrong by O(h^2).
     """
 
     __doc__ = f"{__doc__}\n{(AdaptiveRungeKutta.__doc__ or '').split(chr(10), 1)[1]}"
@@ -625,7 +632,6 @@ class Bosh3(AdaptiveRungeKutta):
         b=(2 / 9, 1 / 3, 4 / 9),
         c=(0.0, 1 / 2, 3 / 4),
         error=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
-        mid=(0.0, 1 / 2, 0.0, 0.0),
     )
 
 
@@ -703,6 +709,15 @@ class Tsit5(AdaptiveRungeKutta):
             0.45808210592918697,
             -1 / 66,
         ),
+        mid=(
+            0.10741235230096871,
+            0.01135625,
+            0.39560903056045305,
+            -0.34475214352593553,
+            1.3161853649581645,
+            -1.0170608542936508,
+            1 / 32,
+        ),
     )
 
 
@@ -741,18 +756,29 @@ class TorchDiffEq(Solver):
                 raise ValueError(f'torchdiffeq\'s "{method}" takes fixed steps: give options={{"step_size": h}}')
             if step_size is not None and not 0.0 < step_size < math.inf:
                 raise ValueError(f"step_size must be a positive number, not {step_size!r}")
-        elif method != "scipy_solver":
+        elif self.is_adaptive:
             self.options.setdefault("max_num_steps", 1_000)
         # a solve of y' = 0 finds an unknown method or option now rather than after the first batch
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
-                torchdiffeq.odeint(lambda t, y: 0 * y, torch.ones(1), torch.tensor([0.0, 1.0]), **self.arguments())
+                probe = self.arguments()
+                if self.is_adaptive:
+                    probe["options"] = {**self.options, "max_num_steps": 1_000}
+                torchdiffeq.odeint(lambda t, y: 0 * y, torch.ones(1), torch.tensor([0.0, 1.0]), **probe)
             except Exception as e:
                 raise ValueError(f'torchdiffeq refuses the method "{method}" with options {options}: {e}') from e
 
     def __repr__(self) -> str:
         return f"TorchDiffEq({self.method!r}, rtol={self.rtol!r}, atol={self.atol!r}, options={self.options!r})"
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether torchdiffeq controls this method's steps itself."""
+        return self.method not in FIXED_TORCHDIFFEQ_METHODS | {"scipy_solver"}
+
+    def _counting(self, field: VectorField, max_nfe: int, y0: Tensor) -> "_CountingField":
+        return (_CountingSteps if self.is_adaptive else _CountingField)(field, max_nfe, y0)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of torchdiffeq.odeint."""
@@ -780,9 +806,11 @@ class TorchDiffEq(Solver):
         """Call torchdiffeq.odeint; see `Solver.solve`. A recorded solve is one step, replayed whole."""
         del warm_step
         arguments = self.arguments()
-        if norm is not None and self.method not in FIXED_TORCHDIFFEQ_METHODS | {"scipy_solver"}:
+        if self.method == "scipy_solver" and torch.is_grad_enabled():
+            raise ValueError("scipy computes outside of torch, so its steps have no gradient: use Adjoint")
+        if norm is not None and self.is_adaptive:
             arguments["options"] = {**self.options, "norm": norm}
-        counter = _CountingField(field, max_nfe, y0)
+        counter = self._counting(field, max_nfe, y0)
         times = torch.tensor([t0, t1], dtype=y0.dtype, device=y0.device)
         try:
             states = torchdiffeq.odeint(counter, y0, times, **arguments)
@@ -792,29 +820,34 @@ class TorchDiffEq(Solver):
                 "try a smaller learning rate, looser tolerances, gradient clipping or a fixed step"
             ) from e
         assert isinstance(states, Tensor)
-        return Solution(states[1], counter.stats(t1 - t0), [Step(t0, t1 - t0, y0)] if record else ())
+        return Solution(
+            states[1],
+            counter.stats(abs(t1 - t0), self.options.get("step_size")),
+            [Step(t0, t1 - t0, y0)] if record else (),
+        )
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Solve over the step's interval again, differentiably."""
         return self.solve(field, step.y, step.t, step.t + step.fraction * step.h).y
 
-    def trajectory(self, field: VectorField, y0: Tensor, times: Sequence[float]) -> Tensor:
+    def trajectory(
+        self, field: VectorField, y0: Tensor, times: Sequence[float], warm_step: float | None = None
+    ) -> Tensor:
         """States at the given times by torchdiffeq's own interpolation, `[T, *y0.shape]`."""
+        del warm_step
         grid = torch.tensor(times, dtype=y0.dtype, device=y0.device)
-        states = torchdiffeq.odeint(_CountingField(field, MAX_NFE, y0), y0, grid, **self.arguments())
+        states = torchdiffeq.odeint(self._counting(field, MAX_NFE, y0), y0, grid, **self.arguments())
         assert isinstance(states, Tensor)
         return states
 
 
 class _CountingField:
-    """A field as torchdiffeq wants it, counting evaluations and, where it tells, steps."""
+    """A field as torchdiffeq wants it, counting evaluations."""
 
     def __init__(self, field: VectorField, max_nfe: int, y0: Tensor) -> None:
         self.field, self.max_nfe, self.dtype = field, max_nfe, y0.dtype
         self.evaluations = self.rejected = 0
         self.sizes: list[Tensor] = []
-        self.callback_accept_step = self._accept
-        self.callback_reject_step = self._reject
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         if self.evaluations >= self.max_nfe:
@@ -824,15 +857,24 @@ class _CountingField:
         self.evaluations += 1
         return evaluate(self.field, t, y)
 
-    def _accept(self, t: Tensor, y: Tensor, h: Tensor) -> None:
+    def stats(self, span: float, step_size: float | None) -> SolveStats:
+        """Methods that tell of no steps take equal ones of `step_size`, the last one cut at the end."""
+        sizes = [abs(float(h.detach())) for h in self.sizes]
+        if not sizes and step_size:
+            whole = max(0, math.ceil(span / step_size - 1e-9) - 1)
+            sizes = [step_size] * whole + [span - whole * step_size]
+        last = sizes[-1] if sizes else span
+        return SolveStats(self.evaluations, len(sizes), self.rejected, min(sizes, default=span), last)
+
+
+class _CountingSteps(_CountingField):
+    """Counts steps, too: torchdiffeq's adaptive methods tell of each, its others warn if asked to."""
+
+    def callback_accept_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self.sizes.append(h)
 
-    def _reject(self, t: Tensor, y: Tensor, h: Tensor) -> None:
+    def callback_reject_step(self, t: Tensor, y: Tensor, h: Tensor) -> None:
         self.rejected += 1
-
-    def stats(self, span: float) -> SolveStats:
-        sizes = [abs(float(h.detach())) for h in self.sizes] or [abs(span)]
-        return SolveStats(self.evaluations, len(self.sizes), self.rejected, min(sizes), sizes[-1])
 
 
 def check_tolerances(rtol: float, atol: float) -> None:

@@ -351,7 +351,9 @@ def test_compiled_solve_is_the_same_solve(
         assert record.forward.evaluations == expected.forward.evaluations
         assert record.forward.last_step == pytest.approx(expected.forward.last_step, rel=1e-3)
         back = 0 if record.backward is None else record.backward.evaluations
-        assert 0 <= record.forward.evaluations + back - convolutions[0] <= guess
+        # the way back may be compiled or not, the steps there are
+        there = record.forward.evaluations
+        assert there - guess <= convolutions[0] <= there + back
     assert graphs_compiled() == graphs
     assert list(block.state_dict()) == keys
     assert torch.equal(block.trajectory(y0)[0], y0)

@@ -221,4 +221,4 @@ def test_mixed_precision_stays_close_to_float32(tmp_path: Path) -> None:
 def test_num_params_and_plain_hyperparameters() -> None:
     module = ClassifierModule(ODENet(solver=Euler(num_steps=3)))
     assert module.num_params == 10_564
-    assert dict(module.hparams) == {"schedule": "one_cycle"}
+    assert dict(module.hparams) == {"schedule": "one_cycle", "on_solver_error": "raise", "compile": False}
