@@ -151,8 +151,8 @@ def test_validation_does_not_leak_into_trainings_count(tmp_path: Path) -> None:
         def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
             pl_module.net.block.solver = RK4(num_steps=2)
 
-        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *rest: Any) -> None:
-            super().on_train_batch_end(trainer, pl_module, *rest)
+        def on_train_batch_end(self, trainer: Trainer, *args: Any, **options: Any) -> None:
+            super().on_train_batch_end(trainer, *args, **options)
             logged.append(float(trainer.callback_metrics["nfe/forward"]))
 
     module = ClassifierModule(ODENet(solver=RK4(num_steps=2)))
