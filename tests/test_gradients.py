@@ -505,6 +505,7 @@ def test_autocast_gradients_agree() -> None:
 
 
 def test_step_control_is_single_precision_under_autocast() -> None:
+    """As if the field itself returned single precision: no half-precision number is computed with."""
     field, y0 = witness_problem()
     seen: list[torch.dtype] = []
 
@@ -513,8 +514,11 @@ def test_step_control_is_single_precision_under_autocast() -> None:
         return rms_norm(x)
 
     with torch.autocast("cpu", torch.bfloat16):
-        Dopri5(1e-3, 1e-3).solve(field, y0, norm=norm)
+        solution = Dopri5(1e-3, 1e-3).solve(field, y0, norm=norm)
+        truth = Dopri5(1e-3, 1e-3).solve(lambda t, y: field(t, y).float(), y0)
     assert set(seen) == {torch.float32}
+    assert solution.stats == truth.stats
+    assert torch.equal(solution.y, truth.y)
 
 
 # --- cost

@@ -1,0 +1,51 @@
+"""What can only be seen on a CUDA device."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from odenet_lightning import ClassifierModule, ODENet
+from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
+from odenet_lightning.solvers import RK4, Dopri5, Solver
+from tests.test_module import FewDigits, sgd, trainer_in
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Have CUDA raise wherever the host waits for the device."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("gradient", [Backprop(), Checkpoint()], ids=["backprop", "checkpoint"])
+def test_fixed_steps_never_wait_for_the_device(gradient: Gradient, no_waiting: None) -> None:
+    net = ODENet(solver=RK4(num_steps=2), gradient=gradient).to("cuda", non_blocking=True)
+    images = torch.zeros(8, 1, 28, 28, device="cuda")
+    net(images).square().mean().backward()
+
+
+def test_adaptive_steps_do_wait(no_waiting: None) -> None:
+    """The test above can fail."""
+    net = ODENet(solver=Dopri5(1e-2, 1e-2)).to("cuda", non_blocking=True)
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        net(torch.zeros(8, 1, 28, 28, device="cuda"))
+
+
+@pytest.mark.parametrize("solver", [RK4(num_steps=2), Dopri5(1e-2, 1e-2, first_step="warm")], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("gradient", [Backprop(), Checkpoint(), Adjoint()], ids=["backprop", "checkpoint", "adjoint"])
+def test_mixed_precision_trains(tmp_path: Path, solver: Solver, precision: str, gradient: Gradient) -> None:
+    states: list[torch.dtype] = []
+    net = ODENet(solver=solver, gradient=gradient)
+    net.block.field.register_forward_pre_hook(lambda _, args: states.append(args[1].dtype))
+    module = ClassifierModule(net, sgd(0.01), "constant")
+    trainer = trainer_in(tmp_path, max_epochs=2, accelerator="gpu", precision=precision)
+    trainer.fit(module, FewDigits())
+    assert set(states) == {torch.float32}
+    assert torch.isfinite(trainer.callback_metrics["val/loss"])
