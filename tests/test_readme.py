@@ -61,6 +61,8 @@ def test_own_field_of_the_readme_works() -> None:
 
 def test_python_of_the_readme_runs(workdir: Path, sample_root: Path) -> None:
     code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Trainer(" in block)
-    code = code.replace("Trainer(", 'Trainer(accelerator="cpu", limit_train_batches=2, limit_val_batches=1, log_every_n_steps=1, ')
+    code = code.replace(
+        "Trainer(", 'Trainer(accelerator="cpu", limit_train_batches=2, limit_val_batches=1, log_every_n_steps=1, '
+    )
     code = code.replace("MNISTDataModule(", f"MNISTDataModule(root={str(sample_root)!r}, ")
     exec(code, {})
