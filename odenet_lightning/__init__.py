@@ -2,7 +2,16 @@
 
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.data import MNISTDataModule
-from odenet_lightning.models import Classifier, ODENet, ResNet
+from odenet_lightning.models import Classifier, ODENet, PaperODENet, PaperResNet, ResNet
 from odenet_lightning.module import ClassifierModule
 
-__all__ = ["Classifier", "ClassifierModule", "MNISTDataModule", "ODEBlock", "ODENet", "ResNet"]
+__all__ = [
+    "Classifier",
+    "ClassifierModule",
+    "MNISTDataModule",
+    "ODEBlock",
+    "ODENet",
+    "PaperODENet",
+    "PaperResNet",
+    "ResNet",
+]

@@ -5,6 +5,7 @@ A field is stateless (no counters, no running statistics) and keeps the shape of
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,3 +61,37 @@ class ConvField(Field):
         """Return dy/dt, `[B, C, H, W]`; `t` is not used."""
         del t
         return self.norm(self.conv(F.relu(self.norm(y))))
+
+
+class TimeConv(nn.Module):
+    """A 3 x 3 convolution that sees t as one more channel: `[B, C, H, W]` -> `[B, C, H, W]`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels + 1, channels, kernel_size=3, padding=1)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Return the convolution of y with t beside it."""
+        return self.conv(torch.cat([t.to(y.dtype).expand_as(y[:, :1]), y], 1))
+
+
+class TimeConvField(Field):
+    """The field of Chen et al. 2018 (arXiv:1806.07366): norm, relu, conv, norm, relu, conv, norm, with t as a channel.
+
+    75,392 parameters at 64 channels. Not for small computers: an evaluation costs a hundred of
+    `ConvField`'s at 6 channels on the same image.
+
+    Args:
+        channels: C, at least 1.
+    """
+
+    def __init__(self, channels: int = 64) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(group_count(channels), channels) for _ in range(3))
+        self.convs = nn.ModuleList(TimeConv(channels) for _ in range(2))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Return dy/dt, `[B, C, H, W]`."""
+        for norm, conv in zip(self.norms, self.convs, strict=False):
+            y = conv(t, F.relu(norm(y)))
+        return self.norms[-1](y)

@@ -1,5 +1,6 @@
 """Networks: shapes, sizes, names of their weights, and the post's formulas written down once more."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import ConvField, Field
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
-from odenet_lightning.models import Classifier, Head, ODENet, ResNet, Stem
+from odenet_lightning.models import Classifier, Head, ODENet, PaperODENet, PaperResNet, ResNet, Stem
 from odenet_lightning.solvers import RK4, Dopri5, Solver, SolverError, TorchDiffEq
 from tests.problems import relative_error
 
@@ -219,3 +220,20 @@ def test_res_net_of_shared_weights_is_euler_s_method() -> None:
 def test_parts_keep_to_their_shapes(part: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(2, 1, 28, 28) if isinstance(part, Stem) else torch.randn(2, 5, 26, 26)
     assert part(x).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("net", "params"),
+    [
+        (lambda: PaperODENet(), 208_266),
+        (lambda: PaperResNet(blocks=6), 576_778),
+        (lambda: PaperResNet(blocks=1), 206_858),
+        (lambda: PaperResNet(blocks=0), 132_874),
+    ],
+    ids=["ode-net", "resnet-6", "resnet-1", "stem-only"],
+)
+@torch.no_grad()
+def test_the_papers_networks_have_its_parameters(net: Callable[[], Classifier], params: int) -> None:
+    made = net()
+    assert made.num_params == params
+    assert made(torch.zeros(3, 1, 28, 28)).shape == (3, 10)

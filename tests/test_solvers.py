@@ -688,7 +688,7 @@ def test_torchdiffeq_fixed_method_without_a_step_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("step_size", BAD_NUMBERS)
 def test_torchdiffeq_bad_step_is_refused(step_size: float) -> None:
-    with pytest.raises(ValueError, match="step_size"):
+    with pytest.raises(ValueError, match="step_size must be a positive number"):
         TorchDiffEq("rk4", options={"step_size": step_size})
 
 
