@@ -237,7 +237,7 @@ class RungeKutta(Solver):
             raise ValueError(f"{type(self).__name__} takes fixed steps: give num_steps or step_size")
         if num_steps is not None and step_size is not None:
             raise ValueError(f"{type(self).__name__} takes num_steps or step_size, not both")
-        if num_steps is not None and not (isinstance(num_steps, int) and num_steps >= 1):
+        if num_steps is not None and (type(num_steps) is not int or num_steps < 1):
             raise ValueError(f"num_steps must be a whole number of at least 1, not {num_steps!r}")
         if step_size is not None and not 0.0 < step_size < math.inf:
             raise ValueError(f"step_size must be a positive number, not {step_size!r}")
@@ -250,16 +250,18 @@ class RungeKutta(Solver):
         shown = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if v is not None and k[0] != "_")
         return f"{type(self).__name__}({shown})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets, in this process or another: all but what is compiled."""
+        return {**vars(self), "_step": None, "_evaluate": evaluate}
+
     def compile(self, field: nn.Module) -> None:
         """Compile the step, field included: one graph for all step sizes, one more for each size of batch."""
         self._step = torch.compile(take_step)
         self._evaluate = torch.compile(evaluate)
 
     def eager(self) -> Solver:
-        """Return a copy that runs uncompiled."""
-        twin = copy.copy(self)
-        twin._step, twin._evaluate = None, evaluate
-        return twin
+        """Return a copy, which runs uncompiled."""
+        return copy.copy(self)
 
     def step(
         self, field: VectorField, t: float, h: float, y: Tensor, k0: Tensor | None = None, with_end: bool = False
@@ -406,7 +408,6 @@ class AdaptiveRungeKutta(RungeKutta):
     def with_tolerance(self, rtol: float | None, atol: float | None) -> Solver:
         """Return a copy, uncompiled, with those tolerances replaced that are not None."""
         twin = copy.copy(self)
-        twin._step, twin._evaluate = None, evaluate
         twin.rtol = self.rtol if rtol is None else rtol
         twin.atol = self.atol if atol is None else atol
         return twin
@@ -805,6 +806,8 @@ class TorchDiffEq(Solver):
     ) -> Solution:
         """Call torchdiffeq.odeint; see `Solver.solve`. A recorded solve is one step, replayed whole."""
         del warm_step
+        if t0 == t1:
+            return Solution(y0, SolveStats(0, 0, 0, 0.0, 0.0))
         arguments = self.arguments()
         if self.method == "scipy_solver" and torch.is_grad_enabled():
             raise ValueError("scipy computes outside of torch, so its steps have no gradient: use Adjoint")

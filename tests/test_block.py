@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from odenet_lightning.block import ODEBlock
+from odenet_lightning.fields import ConvField
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.models import ODENet
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Midpoint, Solver, SolverError, TorchDiffEq, Tsit5
@@ -357,3 +359,12 @@ def test_compiled_solve_is_the_same_solve(
     assert graphs_compiled() == graphs
     assert list(block.state_dict()) == keys
     assert torch.equal(block.trajectory(y0)[0], y0)
+
+
+def test_compiled_block_can_be_pickled() -> None:
+    """As processes that start others do; what was compiled is left behind."""
+    block = ODEBlock(ConvField(2), RK4(num_steps=2), Backprop())
+    block.compile_solve()
+    again = pickle.loads(pickle.dumps(block))
+    y = torch.rand(2, 2, 5, 5)
+    torch.testing.assert_close(again(y), ODEBlock(block.field, RK4(num_steps=2), Backprop())(y))
