@@ -21,6 +21,7 @@ from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.figures import contact_sheet, draw_confusion, draw_digits, draw_feature_maps
 from odenet_lightning.models import CLASSES
 from odenet_lightning.module import ClassifierModule
+from odenet_lightning.solvers import Solver
 
 MISTAKES = 32  # misclassified digits drawn
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -149,6 +150,58 @@ class EvaluationCounts(Callback):
         if records:
             count = float(sum(record.forward.evaluations for record in records))
             pl_module.log("nfe/val_forward", count, on_epoch=True, batch_size=1, sync_dist=True)
+
+
+class CoarseStart(Callback):
+    """Trains the first epochs with a coarser, cheaper solver; validation always uses the network's own.
+
+    Early weights are far from where they end, so an accurate solve of their ODE is wasted; the last
+    epochs then fit the weights to the accurate one. The multilevel idea of Chang et al. 2018
+    (arXiv:1710.10348), in the number of steps only.
+
+    Args:
+        solver: the coarse solver, for all ODE blocks.
+        epochs: epochs to train with it.
+    """
+
+    def __init__(self, solver: Solver, epochs: int) -> None:
+        if epochs < 0:
+            raise ValueError(f"epochs must not be negative, not {epochs!r}")
+        self.solver, self.epochs = solver, epochs
+        self.own: list[Solver] = []
+
+    def _coarsen(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch < self.epochs and not self.own:
+            blocks = classifier(pl_module).net.ode_blocks
+            self.own = [block.solver for block in blocks]
+            for block in blocks:
+                block.solver = self.solver
+
+    def _restore(self, pl_module: LightningModule) -> None:
+        for block, solver in zip(classifier(pl_module).net.ode_blocks, self.own, strict=False):
+            block.solver = solver
+        self.own = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Coarse or not, by the epoch."""
+        self._coarsen(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate with the network's own solver."""
+        self._restore(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the epoch's solver."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._coarsen(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the network as it was given."""
+        self._restore(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Likewise."""
+        self._restore(pl_module)
 
 
 class Throughput(Callback):

@@ -8,7 +8,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet, ResNet
-from odenet_lightning.callbacks import EpochLines, EvaluationCounts, Pictures, TestReport, Throughput, flatten
+from odenet_lightning.callbacks import (
+    CoarseStart,
+    EpochLines,
+    EvaluationCounts,
+    Pictures,
+    TestReport,
+    Throughput,
+    flatten,
+)
 from odenet_lightning.cli import main
 from odenet_lightning.fields import Field
 from odenet_lightning.gradients import Adjoint
@@ -250,3 +258,32 @@ def test_missing_compiler_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.warns(UserWarning, match=r"no compiler to be had \(no C\+\+ compiler found\)"):
         trainer_in(tmp_path, max_epochs=1).fit(module, FewDigits())
     assert module.trainer.global_step == 4
+
+
+def test_coarse_start_trains_coarsely_and_validates_finely(tmp_path: Path) -> None:
+    seen: list[tuple[int, str, int]] = []
+
+    class Spy(EvaluationCounts):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **options: Any) -> None:
+            count = pl_module.net.block.solves[-1].forward.evaluations
+            seen.append((trainer.current_epoch, "train", count))
+            super().on_train_batch_end(trainer, pl_module, *args, **options)
+
+        def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **options: Any) -> None:
+            count = pl_module.net.block.solves[-1].forward.evaluations
+            seen.append((trainer.current_epoch, "val", count))
+            super().on_validation_batch_end(trainer, pl_module, *args, **options)
+
+    own = RK4(num_steps=2)
+    module = ClassifierModule(ODENet(2, solver=own), schedule="constant")
+    callbacks = [CoarseStart(RK4(num_steps=1), epochs=2), Spy()]
+    trainer_in(tmp_path, max_epochs=3, val_check_interval=2, callbacks=callbacks).fit(module, FewDigits())
+    assert {count for epoch, part, count in seen if part == "train" and epoch < 2} == {4}
+    assert {count for epoch, part, count in seen if part == "train" and epoch == 2} == {8}
+    assert {count for _, part, count in seen if part == "val"} == {8}
+    assert module.net.ode_blocks[0].solver is own
+
+
+def test_coarse_start_refuses_negative_epochs() -> None:
+    with pytest.raises(ValueError, match="epochs"):
+        CoarseStart(RK4(num_steps=1), epochs=-1)
