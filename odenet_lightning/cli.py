@@ -34,7 +34,7 @@ PROGRAM = "python -m odenet_lightning"
 DEBUG = "ODENET_DEBUG"  # environment variable: show tracebacks
 
 # epochs of a run that is given no length: about as many steps as pay on either set
-DEFAULT_EPOCHS = {"mnist": 4, "sample": 40}
+DEFAULT_EPOCHS = {"mnist": 4, "sample": 30}
 
 # the quick recipe's network: at the post's tolerance Bosh3 needs 4 evaluations where Dopri5 needs 7,
 # and the time is better spent on more steps. Spelled out so that a flag can change single values.

@@ -40,24 +40,43 @@ def draw_confusion(counts: Tensor) -> Figure:
     return figure
 
 
+def tile(images: Tensor, columns: int, gap: int, fill: float) -> Tensor:
+    """Images `[N, H, W]` side by side in rows, with a gap between them: one picture `[H', W']`.
+
+    Drawn as one, since every axes of a figure costs more time than a hundred small pictures.
+    """
+    count, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = images.new_full((rows * (height + gap) - gap, columns * (width + gap) - gap), fill)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
 def draw_digits(images: Tensor, titles: Sequence[str], title: str, columns: int = 8) -> Figure:
-    """Digits in a grid, each with a line of text above.
+    """Digits in a grid, each with a line or two of text above.
 
     Args:
-        images: `[N, H, W]`, the darkest value black.
+        images: `[N, H, W]` in [-1, 1].
         titles: N short texts.
         title: of the whole figure; also what is shown where N is 0.
         columns: digits a row.
     """
     rows = max(1, -(-len(images) // columns))
-    figure = new_figure(1.05 * columns, 1.25 * rows + 0.4)
-    figure.suptitle(title)
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid:
-        axes.axis("off")
-    for axes, image, text in zip(grid, images.detach().cpu(), titles, strict=False):
-        axes.imshow(image.numpy(), cmap="gray")
-        axes.set_title(text, fontsize=8)
+    lines = 1 + max((text.count("\n") for text in titles), default=0)
+    figure = new_figure(1.05 * columns, (1.0 + 0.25 * lines) * rows + 0.5)
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.set_title(title, pad=24)
+    if len(images) == 0:
+        return figure
+    height, width = images.shape[1:]
+    gap = lines * height // 3
+    axes.imshow(tile(images.detach().cpu().float(), columns, gap, fill=float("nan")).numpy(), cmap="gray")
+    for index, text in enumerate(titles):
+        x = index % columns * (width + gap) + width / 2
+        axes.text(x, index // columns * (height + gap) - 1.5, text, ha="center", va="bottom", fontsize=8)
     return figure
 
 
@@ -70,27 +89,22 @@ def draw_feature_maps(image: Tensor, states: Tensor, times: Sequence[float]) -> 
         times: T times in [0, 1].
     """
     states = states.detach().cpu().float()[:, :8]
-    count, channels = states.shape[:2]
+    count, channels, height, width = states.shape
     figure = new_figure(1.15 * (count + 1) + 0.6, 1.15 * channels + 0.5)
-    grid = figure.subplots(channels, count + 1, squeeze=False)
-    for axes in grid.flatten():
-        axes.set(xticks=[], yticks=[])
-    for axes in grid[1:, 0]:
-        axes.axis("off")
-    grid[0, 0].imshow(image.detach().cpu().numpy(), cmap="gray")
-    grid[0, 0].set_title("digit", fontsize=9)
+    digit, maps = figure.subplots(1, 2, width_ratios=[1, count])
+    digit.imshow(image.detach().cpu().numpy(), cmap="gray")
+    digit.set(xticks=[], yticks=[], title="digit", anchor="N")
+    gap = 3
+    sheet = tile(states.transpose(0, 1).flatten(0, 1), count, gap, fill=float("nan"))
     largest = float(states.abs().max())
-    picture = None
-    for column, time in enumerate(times, start=1):
-        grid[0, column].set_title(f"t = {time:g}", fontsize=9)
-        for channel in range(channels):
-            picture = grid[channel, column].imshow(
-                states[column - 1, channel].numpy(), cmap="coolwarm", vmin=-largest, vmax=largest
-            )
-    for channel in range(channels):
-        grid[channel, 1].set_ylabel(f"channel {channel + 1}", fontsize=8)
-    if picture is not None:
-        figure.colorbar(picture, ax=grid[:, -1].tolist(), label="state y(t), one scale for all", shrink=0.8)
+    picture = maps.imshow(sheet.numpy(), cmap="coolwarm", vmin=-largest, vmax=largest)
+    maps.set_xticks([i * (width + gap) + width / 2 for i in range(count)], [f"t = {time:g}" for time in times])
+    maps.set_yticks([i * (height + gap) + height / 2 for i in range(channels)], [str(i + 1) for i in range(channels)])
+    maps.xaxis.tick_top()
+    maps.tick_params(length=0)
+    maps.set(ylabel="channel", anchor="N")
+    maps.spines[:].set_visible(False)
+    figure.colorbar(picture, ax=maps, label="state y(t), one scale for all", shrink=0.8)
     return figure
 
 

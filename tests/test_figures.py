@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from odenet_lightning.figures import contact_sheet, draw_confusion, draw_digits, draw_feature_maps, shorten
+from odenet_lightning.figures import contact_sheet, draw_confusion, draw_digits, draw_feature_maps, shorten, tile
 
 
 def ink(figure: Figure) -> int:
@@ -27,10 +27,25 @@ def test_confusion_shows_every_count() -> None:
     assert ink(figure) > 1_000
 
 
-def test_digits_are_titled_and_spare_places_empty() -> None:
+def test_tiles_lie_where_they_belong() -> None:
+    images = torch.arange(5.0)[:, None, None].expand(-1, 2, 3)
+    nan = float("nan")
+    sheet = tile(images, columns=3, gap=1, fill=nan)
+    assert sheet.shape == (5, 11)
+    assert sheet[0].nan_to_num(-1).tolist() == [0, 0, 0, -1, 1, 1, 1, -1, 2, 2, 2]
+    assert sheet[4].nan_to_num(-1).tolist() == [3, 3, 3, -1, 4, 4, 4, -1, -1, -1, -1]
+    assert sheet[2].isnan().all()
+
+
+def test_digits_have_their_texts_above_them() -> None:
     figure = draw_digits(torch.rand(9, 28, 28), [f"title {i}" for i in range(9)], "nine", columns=4)
-    assert [axes.get_title() for axes in figure.axes] == [f"title {i}" for i in range(9)] + [""] * 3
-    assert [bool(axes.images) for axes in figure.axes] == [True] * 9 + [False] * 3
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == [f"title {i}" for i in range(9)]
+    columns = [round(text.get_position()[0]) for text in axes.texts]
+    rows = [round(text.get_position()[1], 1) for text in axes.texts]
+    assert columns[:4] == columns[4:8] == sorted(set(columns))
+    assert len(set(rows)) == 3
+    assert axes.get_title() == "nine"
 
 
 def test_no_digits_is_a_figure_too() -> None:
@@ -40,23 +55,27 @@ def test_no_digits_is_a_figure_too() -> None:
 def test_feature_maps_share_one_scale() -> None:
     states = torch.randn(5, 12, 26, 26)
     figure = draw_feature_maps(torch.rand(28, 28), states, (0.0, 0.25, 0.5, 0.75, 1.0))
-    shown = [axes.images[0] for axes in figure.axes if axes.images and axes.get_title() != "digit"]
-    limits = {image.get_clim() for image in shown if image.get_size() == (26, 26)}
-    assert len(limits) == 1
-    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == [
-        "digit",
+    maps = figure.axes[1]
+    largest = float(states[:, :8].abs().max())
+    assert maps.images[0].get_clim() == (-largest, largest)
+    assert [label.get_text() for label in maps.get_xticklabels()] == [
         "t = 0",
         "t = 0.25",
         "t = 0.5",
         "t = 0.75",
         "t = 1",
     ]
+    assert [label.get_text() for label in maps.get_yticklabels()] == [str(i) for i in range(1, 9)]
+    shown = torch.tensor(maps.images[0].get_array().filled(0.0))  # type: ignore[union-attr]
+    torch.testing.assert_close(shown[:26, 29 : 29 + 26], states[1, 0])  # one step to the right is later
+    torch.testing.assert_close(shown[29 : 29 + 26, :26], states[0, 1])  # one down is the next channel
 
 
 def test_contact_sheet_says_what_it_leaves_out() -> None:
     figure = contact_sheet(torch.rand(70, 28, 28), [f"{i}.png" for i in range(70)], [3] * 70, [0.5] * 70)
-    assert figure.get_suptitle() == "70 pictures, the first 64"
-    assert figure.axes[0].get_title() == "3 (50%)\n0.png"
+    assert figure.axes[0].get_title() == "70 pictures, the first 64"
+    assert texts(figure)[0] == "3 (50%)\n0.png"
+    assert len(texts(figure)) == 64
 
 
 @settings(deadline=None)
