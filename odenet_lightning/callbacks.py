@@ -20,7 +20,7 @@ from odenet_lightning.block import SolveRecord
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.figures import contact_sheet, draw_confusion, draw_digits, draw_feature_maps
 from odenet_lightning.models import CLASSES
-from odenet_lightning.module import ClassifierModule
+from odenet_lightning.module import ClassifierModule, is_written
 from odenet_lightning.solvers import Solver
 
 MISTAKES = 32  # misclassified digits drawn
@@ -45,11 +45,6 @@ def classifier(module: LightningModule) -> ClassifierModule:
     """The module as what it is; these callbacks serve no other."""
     assert isinstance(module, ClassifierModule)
     return module
-
-
-def window_starts(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the batch is the first since scalars were last written."""
-    return batch_idx % trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def add_figure(trainer: Trainer, tag: str, figure: Figure) -> None:
@@ -96,7 +91,7 @@ class EvaluationCounts(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start each batch's count at zero."""
         self._collect(pl_module)
-        if window_starts(trainer, batch_idx):
+        if batch_idx == 0 or is_written(trainer, trainer.global_step):
             self.forward, self.backward = [], []
 
     def on_train_batch_end(
@@ -108,16 +103,19 @@ class EvaluationCounts(Callback):
             return
         self.forward.append(sum(record.forward.evaluations for record in records))
         self._keep_budget(trainer, self.forward[-1])
+        backward = [record.backward.evaluations for record in records if record.backward is not None]
+        if backward:
+            self.backward.append(sum(backward))
+        if not is_written(trainer, trainer.global_step):
+            return
         pl_module.log("nfe/forward", sum(self.forward) / len(self.forward), prog_bar=True)
+        if self.backward:
+            pl_module.log("nfe/backward", sum(self.backward) / len(self.backward), prog_bar=True)
         stats = [record.forward for record in records]
         pl_module.log("solver/accepted", float(sum(s.accepted for s in stats)))
         pl_module.log("solver/rejected", float(sum(s.rejected for s in stats)))
         pl_module.log("solver/smallest_step", min(s.smallest_step for s in stats))
         pl_module.log("solver/last_step", stats[-1].last_step)
-        backward = [record.backward.evaluations for record in records if record.backward is not None]
-        if backward:
-            self.backward.append(sum(backward))
-            pl_module.log("nfe/backward", sum(self.backward) / len(self.backward), prog_bar=True)
 
     def _keep_budget(self, trainer: Trainer, evaluations: int) -> None:
         if self.budget / 2 < evaluations <= self.budget and not self.warned:
@@ -214,7 +212,7 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock; batches are timed from their arrival to the optimiser's step."""
-        if window_starts(trainer, batch_idx):
+        if batch_idx == 0 or is_written(trainer, trainer.global_step):
             self.images, self.seconds = 0, 0.0
         self.started = time.perf_counter()
 
@@ -224,7 +222,8 @@ class Throughput(Callback):
         """Log the rate since it was last written."""
         self.seconds += time.perf_counter() - self.started
         self.images += len(batch[0]) * trainer.world_size
-        pl_module.log("perf/images_per_second", self.images / self.seconds)
+        if is_written(trainer, trainer.global_step):
+            pl_module.log("perf/images_per_second", self.images / self.seconds)
 
 
 class EpochLines(Callback):

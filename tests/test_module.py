@@ -156,7 +156,7 @@ def test_validation_does_not_leak_into_trainings_count(tmp_path: Path) -> None:
             logged.append(float(trainer.callback_metrics["nfe/forward"]))
 
     module = ClassifierModule(ODENet(solver=RK4(num_steps=2)))
-    trainer = trainer_in(tmp_path, max_epochs=2, val_check_interval=2, callbacks=[Spy()])
+    trainer = trainer_in(tmp_path, max_epochs=2, val_check_interval=2, log_every_n_steps=1, callbacks=[Spy()])
     trainer.fit(module, FewDigits())
     assert logged == [8.0] * 8
     assert trainer.callback_metrics["nfe/val_forward"] == 20
