@@ -83,7 +83,7 @@ class Solution:
 
 def rms_norm(x: Tensor) -> Tensor:
     """Root of the mean square, the norm in which an error is held against its tolerance."""
-    return x.square().mean().sqrt()
+    return torch.linalg.vector_norm(x) / math.sqrt(x.numel())
 
 
 class Solver(ABC):
@@ -193,11 +193,12 @@ def evaluate(field: VectorField, t: float | Tensor, y: Tensor) -> Tensor:
 
 
 def add_weighted(y: Tensor, ks: Sequence[Tensor], weights: Sequence[float], h: float) -> Tensor:
-    """Y + h sum_i weights_i k_i, one pass over memory a non-zero weight."""
+    """y + h sum_i weights_i k_i: one pass over memory a non-zero weight, one new tensor in all."""
+    total = y
     for k, weight in zip(ks, weights, strict=False):
         if weight != 0.0:
-            y = torch.add(y, k, alpha=weight * h)
-    return y
+            total = torch.add(y, k, alpha=weight * h) if total is y else total.add_(k, alpha=weight * h)
+    return total
 
 
 def take_step(
@@ -433,8 +434,10 @@ class AdaptiveRungeKutta(RungeKutta):
         """norm(error / tolerance) of a step: the one value that the host waits for."""
         assert self.tableau.error is not None
         with torch.no_grad():
-            error = add_weighted(torch.zeros_like(y), ks, self.tableau.error, h)
-            scale = torch.maximum(y.abs(), y1.abs()).mul_(self.rtol).add_(self.atol)
+            weights = self.tableau.error
+            error = add_weighted(ks[0] * (weights[0] * h), ks[1:], weights[1:], h)
+            scale = y.abs()
+            torch.maximum(scale, y1.abs(), out=scale).mul_(self.rtol).add_(self.atol)
             return float(norm(error.div_(scale)))
 
     def step_factor(self, ratio: float) -> float:
