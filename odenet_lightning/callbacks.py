@@ -121,9 +121,10 @@ class EvaluationCounts(Callback):
         if self.budget / 2 < evaluations <= self.budget and not self.warned:
             self.warned = True
             rank_zero_warn(f"a step cost {evaluations} evaluations of the field; the run ends beyond {self.budget}")
-        if evaluations > self.budget:
+        # every process must end together, whichever of them has the hard batch
+        if trainer.strategy.reduce_boolean_decision(evaluations > self.budget, all=False):
             rank_zero_warn(
-                f"a step cost {evaluations} evaluations, more than the budget of {self.budget}: ending the run; "
+                f"a step cost more evaluations than the budget of {self.budget} ({evaluations} here): ending the run; "
                 "try a smaller learning rate, more weight decay, looser tolerances or a fixed step"
             )
             trainer.should_stop = True
@@ -367,21 +368,34 @@ class TestReport(Callback):
     __test__ = False  # not for pytest
 
     def __init__(self) -> None:
-        self.started = 0.0
+        self.started, self.count = 0.0, 0
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self.started = time.perf_counter()
+        self.count = 0
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the digits that were seen."""
+        self.count += len(batch[1])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print."""
         seconds = time.perf_counter() - self.started
         data = datamodule(trainer)
-        count = f"{len(data.parts['test']):,} " if data is not None else ""
         used = f" of {data.digits_used}" if data is not None else ""
         if trainer.is_global_zero:
             accuracy = float(trainer.callback_metrics["test/acc"])
-            print(f"Accuracy on the {count}test digits{used}: {accuracy:.2%} (in {seconds:.2f} seconds)", flush=True)
+            count = self.count * trainer.world_size
+            print(f"Accuracy on {count:,} test digits{used}: {accuracy:.2%} (in {seconds:.2f} seconds)", flush=True)
 
 
 class PredictionWriter(Callback):

@@ -124,7 +124,11 @@ class CLI(LightningCLI):
             hparams = load_checkpoint(path).get("hyper_parameters", {})
             model = {key: value for key, value in hparams.items() if not key.startswith("_")}
             if model:
-                parser_of = self._subcommand_parsers[given[0]]
+                parser_of = self._subcommand_parsers.get(
+                    next((a for a in given if a in self.subcommands()), ""), parser
+                )
+                if parser_of is parser:
+                    parser.error(f"expected one of {', '.join(self.subcommands())}")
                 parser_of.set_defaults({f"model.{key}": value for key, value in model.items()})
         elif (
             given
@@ -159,10 +163,13 @@ class CLI(LightningCLI):
             callbacks.append(EpochLines())
         if trainer.enable_model_summary is None:
             kwargs["enable_model_summary"] = False
-        if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
+        if trainer.max_epochs is None and trainer.max_steps == -1:
             kwargs["max_epochs"] = -1
             callbacks.append(RunLength())
         self.trainer_defaults["callbacks"] = callbacks
+        checkpoint = self._get(self.config_init, "checkpoint")
+        if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == "best":
+            checkpoint.filename = "best-{step}"  # several files need several names
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
@@ -218,6 +225,8 @@ class CLI(LightningCLI):
         """Predicting needs pictures."""
         if self.datamodule.images is None:
             raise UsageError("predict needs a folder of PNG or JPEG digits: --data.images DIR")
+        if self.trainer.world_size > 1:
+            raise UsageError("predict runs in one process: --trainer.devices 1")
 
     def test(self, model: LightningModule, **kwargs: Any) -> None:
         """Lightning's table of results is left out: `TestReport` says it in a line."""

@@ -181,7 +181,7 @@ class MNISTDataModule(LightningDataModule):
         if stage == "predict":
             self._setup_predict()
             return
-        if self.parts:
+        if "train" in self.parts:
             return
         if self.source == "mnist" or (self.source == "auto" and is_mnist_there(self.root)):
             self.digits_used = "mnist"

@@ -27,7 +27,7 @@ def is_written(trainer: Trainer, step: int) -> bool:
     Each scalar logged costs a tenth of a millisecond, so they are logged only then.
     """
     every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-    return step % every == 0 or trainer.is_last_batch
+    return trainer.is_last_batch or (every > 0 and step % every == 0)
 
 
 class ClassifierModule(LightningModule):

@@ -95,7 +95,7 @@ def test_test_uses_the_checkpoints_model_and_flags_win(
         str(run / "checkpoints/best.ckpt"),
     ]
     main(call)
-    assert "Accuracy on the 500 test digits of sample: " in capsys.readouterr().out
+    assert "Accuracy on 500 test digits of sample: " in capsys.readouterr().out
     main([*call, "--model.net.solver", "RK4", "--model.net.solver.num_steps", "3"])
     solvers = [
         yaml.safe_load((workdir / f"lightning_logs/version_{v}/config.yaml").read_text())["model"]["net"]["init_args"][
