@@ -335,10 +335,13 @@ class Pictures(Callback):
         if tensorboard(trainer) is None or self.example is None:
             return
         wrong = int(counts.sum() - counts.diagonal().sum())
-        add_figure(trainer, "val/confusion", draw_confusion(counts))
+        data = datamodule(trainer)
+        names = data.class_names if data is not None else [str(label) for label in range(len(counts))]
+        add_figure(trainer, "val/confusion", draw_confusion(counts, names))
         images = torch.stack([image for image, _, _ in self.mistakes]) if self.mistakes else torch.zeros(0, 28, 28)
-        titles = [f"{true} taken for {predicted}" for _, true, predicted in self.mistakes]
-        title = f"{wrong} of {int(counts.sum())} validation digits wrong"
+        taken = " taken for " if max(map(len, names)) < 5 else "\nfor "
+        titles = [f"{names[true]}{taken}{names[predicted]}" for _, true, predicted in self.mistakes]
+        title = f"{wrong} of {int(counts.sum())} validation images wrong"
         if wrong > len(images):
             title += f", {len(images)} of them:"
         add_figure(trainer, "val/misclassified", draw_digits(images, titles, title))
@@ -395,7 +398,7 @@ class TestReport(Callback):
         if trainer.is_global_zero:
             accuracy = float(trainer.callback_metrics["test/acc"])
             count = self.count * trainer.world_size
-            print(f"Accuracy on {count:,} test digits{used}: {accuracy:.2%} (in {seconds:.2f} seconds)", flush=True)
+            print(f"Accuracy on {count:,} test images{used}: {accuracy:.2%} (in {seconds:.2f} seconds)", flush=True)
 
 
 class PredictionWriter(Callback):

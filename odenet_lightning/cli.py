@@ -33,8 +33,9 @@ from odenet_lightning.solvers import SolverError
 PROGRAM = "python -m odenet_lightning"
 DEBUG = "ODENET_DEBUG"  # environment variable: show tracebacks
 
-# epochs of a run that is given no length: about as many steps as pay on either set
-DEFAULT_EPOCHS = {"mnist": 4, "sample": 30}
+# epochs of a run that is given no length: about as many steps as pay on a full set and on the sample
+FULL_EPOCHS = 4
+DEFAULT_EPOCHS = {"sample": 30}
 
 # the quick recipe's network: at the post's tolerance Bosh3 needs 4 evaluations where Dopri5 needs 7,
 # and the time is better spent on more steps. Spelled out so that a flag can change single values.
@@ -91,7 +92,7 @@ class RunLength(Callback):
         """The digits are known now, the schedule is not yet made."""
         if stage == "fit":
             data = datamodule(trainer)
-            trainer.fit_loop.max_epochs = DEFAULT_EPOCHS[data.digits_used or ""] if data else -1
+            trainer.fit_loop.max_epochs = DEFAULT_EPOCHS.get(data.digits_used or "", FULL_EPOCHS) if data else -1
 
 
 class CLI(LightningCLI):
@@ -173,10 +174,11 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Keep the plain config of the network and the optimiser with the checkpoint."""
+        """Keep the plain config of what is built from objects with the checkpoint."""
         self._dump_config()
         for key in ("net", "optimizer"):
             self.model.hparams[key] = self.config_dump["model"][key]
+        self.datamodule.hparams["augment"] = self.config_dump["data"]["augment"]
 
     def before_fit(self) -> None:
         """Say what is about to be trained."""

@@ -95,3 +95,30 @@ class TimeConvField(Field):
         for norm, conv in zip(self.norms, self.convs, strict=False):
             y = conv(t, F.relu(norm(y)))
         return self.norms[-1](y)
+
+
+class BottleneckField(Field):
+    """The field of Dupont et al. 2019 (arXiv:1904.01681): 1 x 1, 3 x 3 and 1 x 1 convolutions, relu between; no t.
+
+    37,766 parameters from 6 channels over 64. It has no norm: the state grows as it likes, and with it the
+    stiffness, so watch the number of evaluations.
+
+    Args:
+        channels: C of the state, at least 1.
+        hidden: width between the convolutions.
+    """
+
+    def __init__(self, channels: int = 6, hidden: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, hidden, kernel_size=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, kernel_size=3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, channels, kernel_size=1),
+        )
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Return dy/dt, `[B, C, H, W]`; `t` is not used."""
+        del t
+        return self.layers(y)

@@ -14,11 +14,12 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def draw_confusion(counts: Tensor) -> Figure:
+def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure:
     """The confusion matrix as a table of counts, coloured by the share of each true class.
 
     Args:
         counts: `[K, K]`, rows true, columns predicted.
+        names: of the K classes, by default their numbers.
     """
     figure = new_figure(6.0, 5.4)
     axes = figure.subplots()
@@ -27,7 +28,11 @@ def draw_confusion(counts: Tensor) -> Figure:
     # the square root makes rare confusions visible beside a diagonal near 1
     axes.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)
     classes = range(len(counts))
-    axes.set(xticks=classes, yticks=classes, xlabel="predicted", ylabel="true")
+    names = names or [str(index) for index in classes]
+    long = max(map(len, names)) > 4
+    axes.set_xticks(classes, names, rotation=40 if long else 0, ha="right" if long else "center")
+    axes.set_yticks(classes, names)
+    axes.set(xlabel="predicted", ylabel="true")
     for row in classes:
         for column in classes:
             if counts[row, column]:

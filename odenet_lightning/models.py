@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odenet_lightning.block import ODEBlock
-from odenet_lightning.fields import ConvField, Field, TimeConvField, group_count
+from odenet_lightning.fields import BottleneckField, ConvField, Field, TimeConvField, group_count
 from odenet_lightning.gradients import Backprop, Gradient
 from odenet_lightning.solvers import MAX_NFE, Dopri5, Solver
 
@@ -171,6 +171,7 @@ class PaperODENet(Classifier):
         channels: C, width of stem, state and head.
         solver: how to solve the ODE, by default Dormand-Prince at the paper's tolerance of 1e-3.
         gradient: how to differentiate the solve, by default `Backprop`.
+        field: f(t, y) on `[B, C, 6, 6]`, by default the paper's `TimeConvField`.
         max_nfe: most evaluations a solve may cost before `SolverError`.
     """
 
@@ -179,13 +180,14 @@ class PaperODENet(Classifier):
         channels: int = 64,
         solver: Solver | None = None,
         gradient: Gradient | None = None,
+        field: Field | None = None,
         max_nfe: int = MAX_NFE,
     ) -> None:
         super().__init__()
         check_positive("channels", channels)
         self.stem = PaperStem(channels)
         self.block = ODEBlock(
-            field=TimeConvField(channels),
+            field=field or TimeConvField(channels),
             solver=solver or Dopri5(rtol=1e-3, atol=1e-3, first_step="warm"),
             gradient=gradient or Backprop(),
             max_nfe=max_nfe,
@@ -235,6 +237,92 @@ class PaperResNet(Classifier):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits `[B, 10]` of images `[B, 1, 28, 28]`."""
         return self.head(self.blocks(self.stem(x)))
+
+
+class Augment(nn.Module):
+    """Appends channels of zeros: `[B, C, H, W]` -> `[B, C + dim, H, W]`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the augmented state."""
+        return F.pad(x, (0, 0, 0, 0, 0, self.dim))
+
+
+class FlatHead(nn.Module):
+    """fc(y) over all pixels of all channels: `[B, C, 28, 28]` -> logits `[B, 10]`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(channels * IMAGE_SIZE**2, CLASSES)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.fc(y.flatten(1))
+
+
+class AugmentedODENet(Classifier):
+    """The augmented Neural ODE of Dupont et al. 2019 (arXiv:1904.01681): 84,816 parameters.
+
+    No convolutional stem: the image itself, with channels of zeros beside it, is the state at
+    t = 0. The zeros give trajectories the room to pass each other, which they cannot do in the
+    image's own space; `augment_dim=0` shows what is lost.
+
+    Args:
+        augment_dim: channels of zeros, 0 or more.
+        hidden: width of the field between its convolutions.
+        solver: how to solve the ODE, by default Dormand-Prince at 1e-3, the authors' setting.
+        gradient: how to differentiate the solve, by default `Backprop`.
+        field: f(t, y) on `[B, 1 + augment_dim, 28, 28]`, by default `BottleneckField`.
+        max_nfe: most evaluations a solve may cost before `SolverError`.
+    """
+
+    def __init__(
+        self,
+        augment_dim: int = 5,
+        hidden: int = 64,
+        solver: Solver | None = None,
+        gradient: Gradient | None = None,
+        field: Field | None = None,
+        max_nfe: int = MAX_NFE,
+    ) -> None:
+        super().__init__()
+        if augment_dim < 0:
+            raise ValueError(f"augment_dim must not be negative, not {augment_dim!r}")
+        check_positive("hidden", hidden)
+        channels = 1 + augment_dim
+        self.stem = Augment(augment_dim)
+        self.block = ODEBlock(
+            field=field or BottleneckField(channels, hidden),
+            solver=solver or Dopri5(rtol=1e-3, atol=1e-3, first_step="warm"),
+            gradient=gradient or Backprop(),
+            max_nfe=max_nfe,
+        )
+        self.head = FlatHead(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits `[B, 10]` of images `[B, 1, 28, 28]`."""
+        return self.head(self.block(self.stem(x)))
+
+
+class Composed(Classifier):
+    """head(trunk(stem(x))) of parts named one by one, so that a config can put in its own.
+
+    Args:
+        stem: `[B, 1, 28, 28]` -> the trunk's input.
+        trunk: any module between the two, an `ODEBlock` or not; None for stem and head alone.
+        head: the trunk's output -> logits `[B, 10]`.
+    """
+
+    def __init__(self, stem: nn.Module, head: nn.Module, trunk: nn.Module | None = None) -> None:
+        super().__init__()
+        self.stem, self.trunk, self.head = stem, trunk or nn.Identity(), head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits `[B, 10]` of images `[B, 1, 28, 28]`."""
+        return self.head(self.trunk(self.stem(x)))
 
 
 def check_positive(name: str, value: int) -> None:

@@ -36,7 +36,8 @@ class ClassifierModule(LightningModule):
     Args:
         net: images `[B, 1, 28, 28]` -> logits `[B, 10]`; by default the post's `ODENet`.
         optimizer: makes the optimiser from the parameters.
-        schedule: "one_cycle" (Smith and Topin 2019; its peak is the optimiser's lr), "cosine" to
+        schedule: "one_cycle" (Smith and Topin 2019; its peak is the optimiser's lr, and momentum or
+            the first beta, where there is one, swings between 0.95 and 0.85), "cosine" to
             zero (Loshchilov and Hutter 2017), both over the run's length in steps, or "constant".
         on_solver_error: "raise" ends the run with the error, its checkpoints kept; "skip" leaves the
             batch out and counts it (`solver/skipped`), up to `MAX_SKIPS` in a row. One process only.
@@ -147,8 +148,11 @@ class ClassifierModule(LightningModule):
             raise ValueError(
                 f'the schedule "{self.schedule}" needs an end: give --trainer.max_epochs or --trainer.max_steps'
             )
+        # torch would also give momentum to an optimiser that was asked to have none
+        has_momentum = "betas" in optimizer.defaults or optimizer.defaults.get("momentum", 0) > 0
+        peaks = [group["lr"] for group in optimizer.param_groups]
         scheduler: LRScheduler = (
-            OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=int(steps))
+            OneCycleLR(optimizer, peaks, total_steps=int(steps), cycle_momentum=has_momentum)
             if self.schedule == "one_cycle"
             else CosineAnnealingLR(optimizer, T_max=int(steps))
         )

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from odenet_lightning import data
-from odenet_lightning.data import load_sample
+from odenet_lightning import sources
+from odenet_lightning.sources import load_sample
 
 # Lightning's own call of jsonargparse is deprecated there; it is theirs to mend
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
@@ -31,15 +31,16 @@ def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, without a network."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "reachable", lambda *_, **__: False)
+    monkeypatch.setattr(sources, "reachable", lambda *_, **__: False)
     return tmp_path
 
 
 def write_idx(path: Path, values: Tensor) -> None:
-    """Write uint8 values in MNIST's file format."""
-    header = struct.pack(f">HBB{values.dim()}I", 0, 8, values.dim(), *values.shape)
+    """Write uint8 or int32 values in MNIST's file format."""
+    kind = {torch.uint8: 8, torch.int32: 12}[values.dtype]
+    header = struct.pack(f">HBB{values.dim()}I", 0, kind, values.dim(), *values.shape)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(header + values.numpy().tobytes())
+    path.write_bytes(header + values.numpy().astype(">u1" if kind == 8 else ">i4").tobytes())
 
 
 @pytest.fixture
@@ -51,10 +52,10 @@ def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         labels = torch.arange(count) % 10
         images = torch.randint(0, 256, (count, 28, 28), generator=generator)
         for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
-            path = data.raw_folder(root) / f"{part}-{kind}-ubyte"
+            path = sources.raw_folder(root) / f"{part}-{kind}-ubyte"
             write_idx(path, values.to(torch.uint8))
             sums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(data, "MNIST_FILES", sums)
+    monkeypatch.setattr(sources, "MNIST_FILES", sums)
     return root
 
 

@@ -153,7 +153,7 @@ def test_epoch_lines_and_test_report(tmp_path: Path, sample_root: Path, capsys: 
     for part in ("train ", "val ", "NFE forward 4.0", "backward 4.0", "images/s "):
         assert part in first
     trainer.test(module, data, verbose=False)
-    assert "Accuracy on 500 test digits of sample: " in capsys.readouterr().out
+    assert "Accuracy on 500 test images of sample: " in capsys.readouterr().out
 
 
 def test_pictures_show_what_was_wrong(tmp_path: Path) -> None:

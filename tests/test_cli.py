@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from odenet_lightning import ClassifierModule
 from odenet_lightning.cli import DEFAULT_NET, checkpoint_path, condense, main
-from odenet_lightning.data import load_sample
+from odenet_lightning.sources import load_sample
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
 SAMPLE = ["--data.source", "sample"]
@@ -78,7 +78,7 @@ def test_fit_ends_with_commands_that_run(workdir: Path, sample_root: Path, capsy
     ]
     assert [command[0] for command in commands] == ["test", "predict"]
     main([*commands[0], "--trainer.accelerator", "cpu"])
-    assert "test digits of sample" in capsys.readouterr().out
+    assert "test images of sample" in capsys.readouterr().out
     assert (workdir / "lightning_logs").is_dir()
 
 
@@ -95,7 +95,7 @@ def test_test_uses_the_checkpoints_model_and_flags_win(
         str(run / "checkpoints/best.ckpt"),
     ]
     main(call)
-    assert "Accuracy on 500 test digits of sample: " in capsys.readouterr().out
+    assert "Accuracy on 500 test images of sample: " in capsys.readouterr().out
     main([*call, "--model.net.solver", "RK4", "--model.net.solver.num_steps", "3"])
     solvers = [
         yaml.safe_load((workdir / f"lightning_logs/version_{v}/config.yaml").read_text())["model"]["net"]["init_args"][
@@ -176,7 +176,7 @@ def test_predict_writes_a_table_and_a_sheet(
         (["fit", "--model.schedule", "linear"], "'constant', 'one_cycle', 'cosine'"),
         (["fit", "--data.batch_size", "0"], "batch_size must be"),
         (["fit", "--data.batch_size", "4.5"], 'data.batch_size": Expected a int'),
-        (["fit", "--data.source", "sample", "--data.batch_size", "4001"], "4000 training digits"),
+        (["fit", "--data.source", "sample", "--data.batch_size", "4001"], "4000 training images"),
         (["fit", "--data.source", "mnist"], "data/MNIST/raw"),
         (["fit", "--config", "none.yaml"], "none.yaml"),
         (["train"], "invalid choice: 'train'"),
@@ -305,3 +305,13 @@ def test_own_field_and_network_plug_in_by_path(
     main(["fit", "--config", "mine.yaml", "--data.source", "sample", "--data.root", str(sample_root), *QUICK, *few])
     checkpoint = torch.load("lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
     assert "net.block.field.speed" in checkpoint["state_dict"]
+
+
+def test_augmentation_by_class_path_and_flags(workdir: Path, sample_root: Path) -> None:
+    data = ["--data.source", "sample", "--data.root", str(sample_root)]
+    deform = ["--data.augment", "Deform", "--data.augment.degrees", "25"]
+    main(["fit", *data, *deform, *FEW[:-2], "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"])
+    checkpoint = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    augment = checkpoint["datamodule_hyper_parameters"]["augment"]
+    assert augment["class_path"] == "odenet_lightning.augment.Deform"
+    assert augment["init_args"]["degrees"] == 25.0

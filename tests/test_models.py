@@ -12,8 +12,18 @@ from torch.nn import functional as F
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import ConvField, Field
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
-from odenet_lightning.models import Classifier, Head, ODENet, PaperODENet, PaperResNet, ResNet, Stem
-from odenet_lightning.solvers import RK4, Dopri5, Solver, SolverError, TorchDiffEq
+from odenet_lightning.models import (
+    AugmentedODENet,
+    Classifier,
+    Composed,
+    Head,
+    ODENet,
+    PaperODENet,
+    PaperResNet,
+    ResNet,
+    Stem,
+)
+from odenet_lightning.solvers import RK4, Dopri5, Midpoint, Solver, SolverError, TorchDiffEq
 from tests.problems import relative_error
 
 STEM_KEYS = ["stem.conv.weight", "stem.conv.bias", "stem.norm.weight", "stem.norm.bias"]
@@ -237,3 +247,35 @@ def test_the_papers_networks_have_its_parameters(net: Callable[[], Classifier], 
     made = net()
     assert made.num_params == params
     assert made(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
+
+
+def test_augmented_net_has_its_parameters_and_zeros() -> None:
+    torch.manual_seed(0)
+    net = AugmentedODENet(solver=Midpoint(num_steps=1))
+    assert net.num_params == 84_816
+    x = torch.rand(2, 1, 28, 28)
+    state = net.stem(x)
+    assert state.shape == (2, 6, 28, 28)
+    assert torch.equal(state[:, :1], x)
+    assert not state[:, 1:].any()
+    middle = state + net.block.field(torch.tensor(0.0), state) / 2
+    expected = net.head.fc((state + net.block.field(torch.tensor(0.5), middle)).flatten(1))
+    torch.testing.assert_close(net(x), expected)
+    assert AugmentedODENet(augment_dim=0)(x).shape == (2, 10)
+    with pytest.raises(ValueError, match="augment_dim must not be negative"):
+        AugmentedODENet(augment_dim=-1)
+
+
+def test_composed_is_its_parts_in_order() -> None:
+    torch.manual_seed(0)
+    x, twin = torch.rand(3, 1, 28, 28), ResNet(4, blocks=2)
+    composed = Composed(twin.stem, twin.head, trunk=twin.blocks)
+    assert torch.equal(composed(x), twin(x))
+    assert torch.equal(Composed(twin.stem, twin.head)(x), twin.head(twin.stem(x)))
+    assert composed.num_params == twin.num_params
+
+
+def test_paper_net_takes_another_field() -> None:
+    net = PaperODENet(8, field=ConvField(8), solver=Midpoint(num_steps=1))
+    assert isinstance(net.block.field, ConvField)
+    assert net(torch.rand(2, 1, 28, 28)).shape == (2, 10)

@@ -99,6 +99,18 @@ def test_one_cycle_spans_the_run(tmp_path: Path) -> None:
     assert rates[-1] < 0.01
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [lambda p: torch.optim.Adagrad(p, lr=0.1), lambda p: torch.optim.SGD(p, lr=0.1)],
+    ids=["adagrad", "sgd"],
+)
+def test_one_cycle_gives_no_momentum_to_those_without(tmp_path: Path, optimizer: Any) -> None:
+    trainer = trainer_in(tmp_path, max_epochs=1)
+    trainer.fit(ClassifierModule(ResNet(2, 1), optimizer), FewDigits())
+    assert trainer.optimizers[0].param_groups[0].get("momentum", 0) == 0
+    assert trainer.optimizers[0].param_groups[0]["lr"] < 0.05, "the rate was scheduled all the same"
+
+
 def test_cosine_ends_at_zero(tmp_path: Path) -> None:
     module = ClassifierModule(ResNet(2, 1), sgd(0.5), schedule="cosine")
     trainer = trainer_in(tmp_path, max_epochs=2)

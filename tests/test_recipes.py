@@ -28,4 +28,4 @@ def test_built_in_recipe_on_mnist(workdir: Path, mnist_root: Path, capsys: pytes
     root = ["--data.root", str(mnist_root), "--data.source", "mnist"]
     main(["fit", *root, *CPU])
     main(["test", *root, *CPU, "--ckpt_path", "lightning_logs/version_0/checkpoints/best.ckpt"])
-    assert accuracy(capsys.readouterr().out, "test digits of mnist:") >= 98.3
+    assert accuracy(capsys.readouterr().out, "test images of mnist:") >= 98.3

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from odenet_lightning.data import load_sample
 from odenet_lightning.scans import FolderError, like_mnist, load_folder, read_digit
+from odenet_lightning.sources import load_sample
 
 
 @pytest.fixture
