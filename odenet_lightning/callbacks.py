@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
@@ -79,6 +80,14 @@ class EvaluationCounts(Callback):
         self.warned = False
         self.forward: list[int] = []
         self.backward: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts since they were last written, so that a resumed run averages over the same steps."""
+        return {"forward": self.forward, "backward": self.backward}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.forward, self.backward = list(state_dict["forward"]), list(state_dict["backward"])
 
     @staticmethod
     def _collect(pl_module: LightningModule) -> list[SolveRecord]:
@@ -250,14 +259,27 @@ class EpochLines(Callback):
         print("  ".join(shown), flush=True)
 
 
-class Hyperparameters(Callback):
-    """Writes the run's hyperparameters for TensorBoard's HPARAMS page, beside the metrics it really logs."""
+class EventFile(Callback):
+    """Keeps TensorBoard's event file complete: hyperparameters in, nothing lost by a kill, no step twice.
+
+    Events are flushed with every checkpoint, so that a killed run's curves reach as far as what is
+    resumed. A run that goes on in the same folder (a requeued SLURM job) tells TensorBoard to forget
+    what was written after its checkpoint, since those steps are taken again.
+    """
+
+    def __init__(self) -> None:
+        self.flush_due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them once, with what only a set-up run knows."""
+        """Write the hyperparameters once, with what only a set-up run knows, beside the metrics really logged."""
         writer = tensorboard(trainer)
         if writer is None:
             return
+        file = writer._get_file_writer()
+        if trainer.global_step > 0:
+            restart = SessionLog(status=SessionLog.START)
+            file.add_event(Event(step=trainer.global_step, file_version="brain.Event:2"))
+            file.add_event(Event(step=trainer.global_step, session_log=restart))
         data = datamodule(trainer)
         values = {**flatten(dict(pl_module.hparams)), "num_params": classifier(pl_module).num_params}
         if data is not None:
@@ -266,7 +288,18 @@ class Hyperparameters(Callback):
         # the metrics' values come from the curves of the same names; the zeros are written nowhere
         experiment, session, _ = hparams_summary(values, {"val/acc": 0.0, "val/loss": 0.0})
         for summary in (experiment, session):
-            writer._get_file_writer().add_summary(summary)
+            file.add_summary(summary)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """What is logged of this step comes after this call."""
+        self.flush_due = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Flush after the step of a checkpoint."""
+        writer = tensorboard(trainer) if self.flush_due else None
+        if writer is not None:
+            writer.flush()
+        self.flush_due = False
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:

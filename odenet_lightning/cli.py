@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from odenet_lightning.callbacks import (
     EpochLines,
     EvaluationCounts,
-    Hyperparameters,
+    EventFile,
     Pictures,
     PredictionWriter,
     TestReport,
@@ -27,7 +27,7 @@ from odenet_lightning.callbacks import (
     datamodule,
 )
 from odenet_lightning.data import MNISTDataModule
-from odenet_lightning.module import ClassifierModule
+from odenet_lightning.module import ClassifierModule, DivergenceError
 from odenet_lightning.solvers import SolverError
 
 PROGRAM = "python -m odenet_lightning"
@@ -147,7 +147,7 @@ class CLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         callbacks: list[Callback] = [
             Throughput(),
-            Hyperparameters(),
+            EventFile(),
             TestReport(),
             PredictionWriter(),
         ]
@@ -214,14 +214,14 @@ class CLI(LightningCLI):
         print("\n" + "\n".join(f"{name:<16} {value}" for name, value in rows), flush=True)
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
-        """Train; where a solve fails, say which checkpoint is left."""
+        """Train; where that fails, say which checkpoint is left."""
         try:
             self.trainer.fit(model, **kwargs)
-        except SolverError as error:
+        except (SolverError, DivergenceError) as error:
             checkpoint = self.trainer.checkpoint_callback
             kept = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
             last = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"
-            raise SolverError(f"{error}; {last}") from error
+            raise type(error)(f"{error}; {last}") from error
 
     def before_predict(self) -> None:
         """Predicting needs pictures."""

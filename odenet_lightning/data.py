@@ -1,6 +1,6 @@
 """MNISTDataModule: how images are split, and batches in [-1, 1] on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,7 +8,7 @@ import torch
 from lightning import LightningDataModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Sampler
 
 from odenet_lightning.augment import Augmentation, Shift
 from odenet_lightning.scans import load_folder
@@ -28,27 +28,96 @@ from odenet_lightning.sources import (
 )
 
 
-class DigitDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Digits in memory, gathered a batch at a time: no work for a single image."""
+class EpochOrder(Sampler[int]):
+    """A permutation of n images for each epoch, by a seed: the same on all processes and in a resumed run.
 
-    def __init__(self, digits: Digits) -> None:
-        self.digits = digits
+    Lightning names the epoch (`set_epoch`), as it does for torch's `DistributedSampler`.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
 
     def __len__(self) -> int:
-        return len(self.digits)
+        return self.count
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.digits.images[index], self.digits.labels[index]
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0."""
+        self.epoch = epoch
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A whole batch; torch's loader calls this when it is there."""
-        chosen = torch.as_tensor(indices)
-        return self.digits.images[chosen], self.digits.labels[chosen]
+    def permutation(self) -> Tensor:
+        """The epoch's order, `[n]`."""
+        generator = torch.Generator().manual_seed((self.seed + 1_000_003 * self.epoch) % 2**63)
+        return torch.randperm(self.count, generator=generator)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.permutation().tolist())
 
 
-def keep_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The loader's collate function: batches arrive whole."""
-    return batch
+class TrainingBatches:
+    """An epoch's batches, each one gather from memory; the last, incomplete one is left out.
+
+    Batch k of N processes is the k-th piece of N * batch_size images of the epoch's order, cut in N: so
+    the processes together see what one alone with N times the batch size does. Goes on in the middle of
+    an epoch, where it is told to.
+
+    Args:
+        digits: all training images, on the device where they are wanted.
+        batch_size: images a process.
+        sampler: the order.
+        rank: number of this process, of `processes`.
+        position: batches of the epoch `resumed_epoch` already taken.
+    """
+
+    def __init__(
+        self,
+        digits: Digits,
+        batch_size: int,
+        sampler: EpochOrder,
+        rank: int = 0,
+        processes: int = 1,
+        resumed_epoch: int = 0,
+        position: int = 0,
+    ) -> None:
+        self.digits, self.batch_size, self.sampler = digits, batch_size, sampler
+        self.rank, self.processes = rank, processes
+        self.epoch, self.position = resumed_epoch, position
+        self.resumed = position > 0
+
+    def __len__(self) -> int:
+        return len(self.digits) // (self.batch_size * self.processes)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # runs at the first batch: by then Lightning has named the epoch
+        goes_on = self.resumed and self.epoch == self.sampler.epoch
+        self.resumed, self.epoch = False, self.sampler.epoch
+        order = self.sampler.permutation().to(self.digits.labels.device)
+        for step in range(self.position if goes_on else 0, len(self)):
+            self.position = step + 1
+            start = (step * self.processes + self.rank) * self.batch_size
+            batch = self.digits[order[start : start + self.batch_size]]
+            yield batch.images, batch.labels
+
+
+class EvaluationBatches:
+    """A process's share of the images, in order, each exactly once over all processes.
+
+    Args:
+        digits: all images, on the device where they are wanted.
+        batch_size: images a batch, the last one may be smaller.
+        rank: number of this process, of `processes`.
+    """
+
+    def __init__(self, digits: Digits, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+        share = torch.arange(len(digits)).tensor_split(processes)[rank]
+        self.digits, self.batch_size = digits[share.to(digits.labels.device)], batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.digits) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self.digits), self.batch_size):
+            piece = slice(start, start + self.batch_size)
+            yield self.digits.images[piece], self.digits.labels[piece]
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -68,7 +137,9 @@ class MNISTDataModule(LightningDataModule):
     2019, 60,000 test digits) and `emnist-digits` (Cohen et al. 2017, 240,000 / 40,000) are
     torchvision's, split in the same way.
 
-    Images stay uint8 in memory; conversion and augmentation happen on the training device.
+    Images are uint8 in the training device's memory, 47 MB for MNIST; a batch is one gather, then
+    converted and augmented. So there are no loader processes: they would only slow it down. The
+    order depends on the seed (`seed_everything`) and the epoch; a checkpoint keeps the place in it.
 
     Args:
         root: folder for data, in torchvision's layout (root/MNIST/raw, root/KMNIST/raw, ...).
@@ -78,7 +149,6 @@ class MNISTDataModule(LightningDataModule):
         augment: what is done to training images: true for shifts of up to a pixel each way, false
             for nothing, or an `Augmentation`.
         split_seed: seed of the cut between training and validation.
-        num_workers: loader processes; 0 is fastest here, since a batch is one gather.
         images: folder with your own PNG or JPEG digits, for `predict`.
     """
 
@@ -90,31 +160,29 @@ class MNISTDataModule(LightningDataModule):
         val_size: int = 5_000,
         augment: bool | Augmentation = True,
         split_seed: int = 0,
-        num_workers: int = 0,
         images: str | None = None,
     ) -> None:
         super().__init__()
         if source not in get_args(Source):
             raise ValueError(f"source must be one of {', '.join(get_args(Source))}, not {source!r}")
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("val_size", val_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        for name, value in (("batch_size", batch_size), ("val_size", val_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         # an object is no hyperparameter; the command line adds the plain config that made it
         self.save_hyperparameters(ignore=["augment"])
         self.hparams["augment"] = augment if isinstance(augment, bool) else type(augment).__name__
         self.root, self.source = Path(root), source
         self.batch_size, self.val_size = batch_size, val_size
         self.augment = (Shift() if augment else None) if isinstance(augment, bool) else augment
-        self.split_seed, self.num_workers, self.images = split_seed, num_workers, images
+        self.split_seed, self.images = split_seed, images
         self.class_names = RELATIVES[source].class_names if source in RELATIVES else DIGITS
         self.digits_used: str | None = None
         self.parts: dict[str, Digits] = {}
         self.predict_paths: list[Path] = []
         self.unreadable: list[str] = []
+        self.batches: TrainingBatches | None = None
+        self.order_seed: int | None = None
+        self.resume_at = (0, 0)  # epoch, batches of it already taken
 
     def prepare_data(self) -> None:
         """Download what is wanted and missing; parse and cache the sample. One process a node."""
@@ -153,11 +221,6 @@ class MNISTDataModule(LightningDataModule):
         else:
             train, test = load(name, self.root)
             self.parts = split_off(train, self.val_size, self.split_seed) | {"test": test}
-        if self.batch_size > len(self.parts["train"]):
-            raise DataError(
-                f"batch_size = {self.batch_size} is more than the {len(self.parts['train'])} training images "
-                f'of "{name}": choose a smaller one'
-            )
 
     def _setup_predict(self) -> None:
         if self.images is None:
@@ -166,33 +229,56 @@ class MNISTDataModule(LightningDataModule):
         labels = torch.full((len(images),), -1)
         self.parts["predict"] = Digits(images, labels)
 
-    def _loader(self, part: str, shuffle: bool = False) -> DataLoader[tuple[Tensor, Tensor]]:
-        return DataLoader(
-            DigitDataset(self.parts[part]),
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            drop_last=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            collate_fn=keep_batch,  # pyright: ignore[reportArgumentType] -- batches arrive whole
-            pin_memory=torch.cuda.is_available(),
-        )
+    def _place(self) -> tuple[torch.device, int, int]:
+        """Where batches are wanted, and which of how many processes this is."""
+        if self.trainer is None:
+            return torch.device("cpu"), 0, 1
+        return self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Shuffled; the last, smaller batch of an epoch is left out."""
-        return self._loader("train", shuffle=True)
+    def train_dataloader(self) -> TrainingBatches:
+        """Shuffled anew each epoch; the last, incomplete batch of an epoch is left out."""
+        device, rank, processes = self._place()
+        digits = self.parts["train"].to(device)
+        if self.batch_size * processes > len(digits):
+            raise DataError(
+                f"batch_size = {self.batch_size} in {processes} process(es) is more than the {len(digits)} training "
+                f'images of "{self.digits_used}": choose a smaller one'
+            )
+        if self.order_seed is None:
+            self.order_seed = torch.initial_seed() % 2**63
+            if self.trainer is not None:
+                self.order_seed = self.trainer.strategy.broadcast(self.order_seed)
+        order = EpochOrder(len(digits), self.order_seed)
+        self.batches = TrainingBatches(digits, self.batch_size, order, rank, processes, *self.resume_at)
+        return self.batches
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    def _evaluation(self, part: str) -> EvaluationBatches:
+        device, rank, processes = self._place()
+        return EvaluationBatches(self.parts[part].to(device), self.batch_size, rank, processes)
+
+    def val_dataloader(self) -> EvaluationBatches:
         """In order."""
-        return self._loader("val")
+        return self._evaluation("val")
 
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    def test_dataloader(self) -> EvaluationBatches:
         """In order."""
-        return self._loader("test")
+        return self._evaluation("test")
 
-    def predict_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    def predict_dataloader(self) -> EvaluationBatches:
         """The user's own digits, in the order of `predict_paths`."""
-        return self._loader("predict")
+        return self._evaluation("predict")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the digits training stands; kept in every checkpoint."""
+        if self.batches is None:
+            return {}
+        return {"order_seed": self.order_seed, "epoch": self.batches.epoch, "position": self.batches.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        if state_dict:
+            self.order_seed = state_dict["order_seed"]
+            self.resume_at = state_dict["epoch"], state_dict["position"]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """uint8 to [-1, 1], on the device; augmented where training and asked for."""

@@ -19,6 +19,26 @@ Schedule = Literal["constant", "one_cycle", "cosine"]
 Batch = tuple[Tensor, Tensor]
 
 MAX_SKIPS = 10  # batches in a row left out before the run ends
+ACCURACY_COUNTS = ("tp", "fp", "tn", "fn")  # what torchmetrics' accuracy adds up
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no number any more."""
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's random numbers, on the CPU and on the device."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Take a state up again; one of another kind of device is left out."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
 def is_written(trainer: Trainer, step: int) -> bool:
@@ -64,6 +84,7 @@ class ClassifierModule(LightningModule):
         self.optimizer_of, self.schedule = optimizer, schedule
         self.on_solver_error, self.compile_solve = on_solver_error, compile
         self.skipped = self.skipped_in_a_row = 0
+        self.resumed: dict[str, Any] = {}
         self.train_acc = MulticlassAccuracy(CLASSES, average="micro", validate_args=False)
         self.val_acc = MulticlassAccuracy(CLASSES, average="micro", validate_args=False)
         self.test_acc = MulticlassAccuracy(CLASSES, average="micro", validate_args=False)
@@ -96,6 +117,11 @@ class ClassifierModule(LightningModule):
             return None
         self.log("train/loss", loss.detach(), prog_bar=True)
         if is_written(self.trainer, self.trainer.global_step + 1):
+            if not loss.isfinite():
+                raise DivergenceError(
+                    f"the loss is {float(loss)} at step {self.trainer.global_step + 1}: try a smaller learning rate, "
+                    "--trainer.gradient_clip_val 1, or an adaptive solver"
+                )
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
@@ -179,7 +205,8 @@ class ClassifierModule(LightningModule):
             raise ValueError('on_solver_error = "skip" works in one process only; use "raise" in several')
 
     def on_train_start(self) -> None:
-        """Refuse a resumed schedule that would end before the run does."""
+        """Go on where a checkpoint ended; refuse a schedule that would end before the run does."""
+        self._go_on()
         schedulers = self.lr_schedulers()
         planned = getattr(schedulers, "total_steps", None) or getattr(schedulers, "T_max", None)
         if planned is not None and planned < self.trainer.estimated_stepping_batches:
@@ -188,11 +215,47 @@ class ClassifierModule(LightningModule):
                 f"{int(self.trainer.estimated_stepping_batches)}: resume with the same length, or start afresh"
             )
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let all processes start their next solves alike."""
+        del outputs, batch, batch_idx
+        blocks = [block for block in self.net.ode_blocks if block.warm_step is not None]
+        if self.trainer.world_size > 1 and blocks:
+            steps = torch.tensor([block.warm_step for block in blocks], dtype=torch.float32, device=self.device)
+            shared = self.trainer.strategy.reduce(steps, reduce_op="min")
+            for block, step in zip(blocks, shared.tolist(), strict=True):
+                block.warm_step = step
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the warm steps beside the weights: evaluation starts its solves from them."""
+        """Keep, beside the weights, all that the next step depends on."""
         checkpoint["warm_steps"] = [block.warm_step for block in self.net.ode_blocks]
+        if self.trainer.state.fn == "fit":
+            checkpoint["rng"] = self._of_all_processes(rng_state(self.device))
+            checkpoint["train_acc"] = {
+                name: self.trainer.strategy.reduce(getattr(self.train_acc, name).clone(), reduce_op="sum")
+                for name in ACCURACY_COUNTS
+            }
+
+    def _of_all_processes(self, value: Any) -> list[Any]:
+        """Everyone's value, on every process."""
+        if self.trainer.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the warm steps back."""
+        """Take the warm steps back, and in a resumed run what `on_train_start` needs."""
         for block, step in zip(self.net.ode_blocks, checkpoint.get("warm_steps", []), strict=False):
             block.warm_step = step
+        self.resumed = {key: checkpoint[key] for key in ("rng", "train_acc") if key in checkpoint}
+
+    def _go_on(self) -> None:
+        """Random numbers and the epoch's counts, as they were when the checkpoint was written."""
+        states = self.resumed.get("rng", [])
+        if len(states) == self.trainer.world_size:
+            set_rng_state(states[self.global_rank], self.device)
+        # the counts are sums over all processes: one of them goes on with them
+        if self.trainer.is_global_zero and self.trainer.fit_loop.restarted_mid_epoch:
+            for name, count in self.resumed.get("train_acc", {}).items():
+                setattr(self.train_acc, name, count.to(self.device))
+        self.resumed = {}

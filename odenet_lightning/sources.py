@@ -49,6 +49,10 @@ class Digits:
     def __getitem__(self, index: Tensor) -> "Digits":
         return Digits(self.images[index], self.labels[index])
 
+    def to(self, device: torch.device) -> "Digits":
+        """On another device."""
+        return Digits(self.images.to(device), self.labels.to(device))
+
 
 @dataclass(frozen=True)
 class Relative:

@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision.datasets.mnist import read_image_file
 
 from odenet_lightning import MNISTDataModule, data, sources
-from odenet_lightning.data import DigitDataset, keep_batch, normalise
+from odenet_lightning.data import EpochOrder, EvaluationBatches, TrainingBatches, normalise
 from odenet_lightning.sources import DataError, Digits, raw_folder
 
 
@@ -102,22 +103,100 @@ def test_batches_are_the_posts(sample_root: Path) -> None:
     assert images.max() <= 1.0
 
 
-def test_batches_are_gathered_whole(sample_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DigitDataset, "__getitem__", lambda *_: pytest.fail("one image at a time"))
-    module = MNISTDataModule(root=str(sample_root), source="sample", batch_size=100)
+def numbered(count: int) -> Digits:
+    """Images whose pixel is their own number."""
+    return Digits(torch.arange(count)[:, None, None], torch.arange(count))
+
+
+def test_an_epoch_takes_every_image_once() -> None:
+    batches = TrainingBatches(numbered(1_000), 64, EpochOrder(1_000, seed=1))
+    epochs = []
+    for epoch in range(3):
+        batches.sampler.set_epoch(epoch)
+        taken = list(batches)
+        assert len(taken) == len(batches) == 15, "an incomplete batch is left out"
+        assert all(torch.equal(images.flatten(), labels) for images, labels in taken)
+        epochs.append(torch.cat([labels for _, labels in taken]))
+        assert len(epochs[-1].unique()) == 960
+    assert not torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[1], epochs[2])
+
+
+@given(
+    count=st.integers(40, 300),
+    batch=st.integers(1, 8),
+    processes=st.integers(1, 5),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 10_000),
+)
+def test_processes_together_see_what_one_sees(count: int, batch: int, processes: int, seed: int, epoch: int) -> None:
+    def taken(size: int, rank: int, processes: int) -> list[torch.Tensor]:
+        order = EpochOrder(count, seed)
+        order.set_epoch(epoch)
+        return [labels for _, labels in TrainingBatches(numbered(count), size, order, rank, processes)]
+
+    alone = taken(batch * processes, 0, 1)
+    shares = [taken(batch, rank, processes) for rank in range(processes)]
+    assert {len(share) for share in shares} == {len(alone)}
+    for step, expected in enumerate(alone):
+        assert torch.equal(torch.cat([share[step] for share in shares]), expected)
+
+
+@given(count=st.integers(20, 200), stop=st.integers(0, 20), epoch=st.integers(0, 3), seed=st.integers(0, 99))
+def test_a_resumed_epoch_goes_on_where_it_was(count: int, stop: int, epoch: int, seed: int) -> None:
+    def begin(**state: int) -> TrainingBatches:
+        batches = TrainingBatches(numbered(count), 7, EpochOrder(count, seed), **state)
+        batches.sampler.set_epoch(epoch)
+        return batches
+
+    whole = [labels.tolist() for _, labels in begin()]
+    first, stop = begin(), min(stop, len(whole))
+    begun = [labels.tolist() for _, (_, labels) in zip(range(stop), first, strict=False)]
+    resumed = begin(resumed_epoch=first.epoch if stop else 0, position=first.position if stop else 0)
+    assert begun + [labels.tolist() for _, labels in resumed] == whole
+    assert [labels.tolist() for _, labels in resumed] == whole, "once: the next pass is whole again"
+    resumed = begin(resumed_epoch=epoch, position=stop)
+    resumed.sampler.set_epoch(epoch + 1)
+    assert sum(1 for _ in resumed) == len(whole), "another epoch starts at its beginning"
+
+
+@given(count=st.integers(1, 200), batch=st.integers(1, 50), processes=st.integers(1, 5))
+def test_evaluation_sees_every_image_once(count: int, batch: int, processes: int) -> None:
+    shares = [EvaluationBatches(numbered(count), batch, rank, processes) for rank in range(processes)]
+    taken = [list(share) for share in shares]
+    assert [len(share) for share in taken] == [len(share) for share in shares]
+    labels = [labels for share in taken for _, labels in share]
+    assert torch.cat(labels).tolist() == list(range(count)), "in order, none twice"
+    assert max(map(len, labels)) <= batch
+
+
+def test_order_follows_the_seed(sample_root: Path) -> None:
+    def first(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        module = MNISTDataModule(root=str(sample_root), source="sample")
+        module.setup("fit")
+        torch.rand(3)  # what else is drawn does not matter
+        return next(iter(module.train_dataloader()))[0]
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+def test_place_in_the_epoch_is_kept(sample_root: Path) -> None:
+    module = MNISTDataModule(root=str(sample_root), source="sample", batch_size=500)
     module.setup("fit")
-    labels = torch.cat([labels for _, labels in module.train_dataloader()])
-    assert labels.bincount().tolist() == [400] * 10, "every digit once an epoch"
-
-
-def test_distributed_shares_cover_the_digits_once(sample_root: Path) -> None:
-    digits = Digits(torch.arange(1_000)[:, None, None].expand(-1, 1, 1), torch.arange(1_000))
-    seen: list[int] = []
-    for rank in range(4):
-        sampler = DistributedSampler(DigitDataset(digits), num_replicas=4, rank=rank, shuffle=True)
-        loader = DataLoader(DigitDataset(digits), 32, sampler=sampler, collate_fn=keep_batch)  # type: ignore[arg-type]
-        seen += [int(label) for _, labels in loader for label in labels]
-    assert sorted(seen) == list(range(1_000))
+    assert module.state_dict() == {}
+    whole = [labels for _, labels in module.train_dataloader()]
+    stream = iter(module.train_dataloader())
+    for _ in range(3):
+        next(stream)
+    again = MNISTDataModule(root=str(sample_root), source="sample", batch_size=500)
+    again.setup("fit")
+    torch.manual_seed(77)  # the checkpoint's order counts, not the new seed's
+    again.load_state_dict(module.state_dict())
+    rest = [labels for _, labels in again.train_dataloader()]
+    assert len(rest) == 5
+    assert all(torch.equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
 
 
 def test_only_training_is_augmented(sample_root: Path) -> None:
@@ -140,7 +219,6 @@ def test_only_training_is_augmented(sample_root: Path) -> None:
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": -3}, "batch_size"),
         ({"val_size": 0}, "val_size"),
-        ({"num_workers": -1}, "num_workers"),
         ({"source": "imagenet"}, "source"),
     ],
 )
@@ -151,8 +229,9 @@ def test_bad_arguments_are_refused(arguments: dict[str, int], message: str) -> N
 
 def test_batch_larger_than_the_digits_is_refused(sample_root: Path) -> None:
     module = MNISTDataModule(root=str(sample_root), source="sample", batch_size=4_001)
-    with pytest.raises(DataError, match="4000 training images"):
-        module.setup("fit")
+    module.setup("fit")
+    with pytest.raises(DataError, match="more than the 4000 training images"):
+        module.train_dataloader()
 
 
 def test_validation_must_leave_images_to_train_on(tiny_mnist: Path) -> None:

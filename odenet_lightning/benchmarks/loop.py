@@ -18,12 +18,12 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from odenet_lightning.callbacks import EvaluationCounts, Throughput
-from odenet_lightning.data import DigitDataset, Digits, keep_batch, normalise
+from odenet_lightning.data import EvaluationBatches, normalise
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
+from odenet_lightning.sources import Digits
 
 WARM_UP = 10  # steps before the clock starts
 
@@ -39,13 +39,9 @@ class MadeUpDigits(LightningDataModule):
         self.digits = Digits(images, torch.randint(10, (count,), generator=generator))
         self.batch_size = batch_size
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> EvaluationBatches:
         """In order, so that both loops see the same batches."""
-        return DataLoader(
-            DigitDataset(self.digits),
-            self.batch_size,
-            collate_fn=keep_batch,  # pyright: ignore[reportArgumentType] -- batches arrive whole
-        )
+        return EvaluationBatches(self.digits, self.batch_size)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """uint8 to [-1, 1]."""
