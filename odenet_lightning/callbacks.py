@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
@@ -52,7 +53,8 @@ def add_figure(trainer: Trainer, tag: str, figure: Figure) -> None:
     """Put a figure into the run's event file."""
     writer = tensorboard(trainer)
     if writer is not None:
-        writer.add_figure(tag, figure, trainer.global_step, close=False)
+        # steps are counted from 0 in curves: the one just taken
+        writer.add_figure(tag, figure, max(0, trainer.global_step - 1), close=False)
 
 
 class EvaluationCounts(Callback):
@@ -300,6 +302,47 @@ class EventFile(Callback):
         if writer is not None:
             writer.flush()
         self.flush_due = False
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`, the state to resume from: after every epoch, and within long ones.
+
+    Lightning's `ModelCheckpoint(save_last=True)` writes it only beside a new best one, so that a run
+    resumed from it would repeat the epochs since.
+
+    Args:
+        every_n_train_steps: how often within an epoch; 0 for its end alone.
+    """
+
+    def __init__(self, every_n_train_steps: int = 1_000) -> None:
+        if every_n_train_steps < 0:
+            raise ValueError(f"every_n_train_steps must not be negative, not {every_n_train_steps!r}")
+        self.every_n_train_steps = every_n_train_steps
+
+    @staticmethod
+    def path(trainer: Trainer) -> Path | None:
+        """Where it lies: beside the best one."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
+                return Path(callback.dirpath) / "last.ckpt"
+        return None
+
+    def _save(self, trainer: Trainer) -> None:
+        path = self.path(trainer)
+        if path is not None and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            trainer.save_checkpoint(path, weights_only=False)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within an epoch; its last step is left to the epoch's end."""
+        every = self.every_n_train_steps
+        if every and trainer.global_step % every == 0 and not trainer.is_last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        self._save(trainer)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:

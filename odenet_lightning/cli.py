@@ -20,6 +20,7 @@ from odenet_lightning.callbacks import (
     EpochLines,
     EvaluationCounts,
     EventFile,
+    LastCheckpoint,
     Pictures,
     PredictionWriter,
     TestReport,
@@ -101,6 +102,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Checkpoints and pictures get flags of their own; the network's parts can be set one by one."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(EvaluationCounts, "nfe")
         parser.set_defaults(
@@ -108,7 +110,6 @@ class CLI(LightningCLI):
                 "model.net": DEFAULT_NET,
                 "checkpoint.monitor": "val/acc",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.filename": "best",
                 "checkpoint.enable_version_counter": False,
             }
@@ -168,6 +169,9 @@ class CLI(LightningCLI):
             kwargs["max_epochs"] = -1
             callbacks.append(RunLength())
         self.trainer_defaults["callbacks"] = callbacks
+        if trainer.enable_checkpointing is False:
+            keys = self._parser(self.subcommand).callback_keys
+            keys[:] = [key for key in keys if key not in ("checkpoint", "last")]
         checkpoint = self._get(self.config_init, "checkpoint")
         if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == "best":
             checkpoint.filename = "best-{step}"  # several files need several names
@@ -188,14 +192,13 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where everything is and what to do next."""
-        trainer, checkpoint = self.trainer, self.trainer.checkpoint_callback
-        if not trainer.is_global_zero or not isinstance(checkpoint, ModelCheckpoint):
+        trainer = self.trainer
+        if not trainer.is_global_zero:
             return
-        best = checkpoint.best_model_path or checkpoint.last_model_path
+        best, score = best_checkpoint(trainer)
         data = self.datamodule
         again = f" --data.root {data.root}" if str(data.root) != "data" else ""
         again += f" --data.source {data.source}" if data.source != "auto" else ""
-        score = checkpoint.best_model_score
         logger = trainer.logger
         logs = os.path.relpath(logger.root_dir) if isinstance(logger, TensorBoardLogger) else "."
         rows = [
@@ -204,7 +207,7 @@ class CLI(LightningCLI):
                 f"{data.digits_used} ({len(data.parts['train']):,} to train, {len(data.parts['val']):,} to validate)",
             ),
             ("trained", f"{trainer.current_epoch} epochs, {trainer.global_step:,} steps"),
-            ("best val/acc", f"{float(score):.2%}" if score is not None else "none"),
+            ("best val/acc", f"{score:.2%}" if score is not None else "none"),
             ("best checkpoint", os.path.relpath(best) if best else "none"),
             ("curves", f"tensorboard --logdir {logs}"),
         ]
@@ -218,8 +221,7 @@ class CLI(LightningCLI):
         try:
             self.trainer.fit(model, **kwargs)
         except (SolverError, DivergenceError) as error:
-            checkpoint = self.trainer.checkpoint_callback
-            kept = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+            kept, _ = best_checkpoint(self.trainer)
             last = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"
             raise type(error)(f"{error}; {last}") from error
 
@@ -233,6 +235,16 @@ class CLI(LightningCLI):
     def test(self, model: LightningModule, **kwargs: Any) -> None:
         """Lightning's table of results is left out: `TestReport` says it in a line."""
         self.trainer.test(model, **{**kwargs, "verbose": False})
+
+
+def best_checkpoint(trainer: Trainer) -> tuple[str, float | None]:
+    """The best checkpoint's path and what it is best in; else the last one's, else nothing."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_path and callback.monitor:
+            score = callback.best_model_score
+            return callback.best_model_path, None if score is None else float(score)
+    last = LastCheckpoint.path(trainer)
+    return (str(last), None) if last is not None and last.is_file() else ("", None)
 
 
 def checkpoint_path(args: list[str]) -> str | None:

@@ -65,23 +65,21 @@ class TrainingBatches:
         batch_size: images a process.
         sampler: the order.
         rank: number of this process, of `processes`.
-        position: batches of the epoch `resumed_epoch` already taken.
     """
 
-    def __init__(
-        self,
-        digits: Digits,
-        batch_size: int,
-        sampler: EpochOrder,
-        rank: int = 0,
-        processes: int = 1,
-        resumed_epoch: int = 0,
-        position: int = 0,
-    ) -> None:
+    def __init__(self, digits: Digits, batch_size: int, sampler: EpochOrder, rank: int = 0, processes: int = 1) -> None:
         self.digits, self.batch_size, self.sampler = digits, batch_size, sampler
         self.rank, self.processes = rank, processes
-        self.epoch, self.position = resumed_epoch, position
-        self.resumed = position > 0
+        self.epoch = self.position = 0
+        self.resumed = False
+
+    def state_dict(self) -> dict[str, int]:
+        """The place: the epoch, and how many of its batches were taken. Lightning keeps it in every checkpoint."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Have the next pass go on from there, if it is of that epoch."""
+        self.epoch, self.position, self.resumed = state_dict["epoch"], state_dict["position"], True
 
     def __len__(self) -> int:
         return len(self.digits) // (self.batch_size * self.processes)
@@ -180,9 +178,9 @@ class MNISTDataModule(LightningDataModule):
         self.parts: dict[str, Digits] = {}
         self.predict_paths: list[Path] = []
         self.unreadable: list[str] = []
-        self.batches: TrainingBatches | None = None
         self.order_seed: int | None = None
-        self.resume_at = (0, 0)  # epoch, batches of it already taken
+        self.batches: TrainingBatches | None = None
+        self.resumed_place: dict[str, int] | None = None
 
     def prepare_data(self) -> None:
         """Download what is wanted and missing; parse and cache the sample. One process a node."""
@@ -249,7 +247,9 @@ class MNISTDataModule(LightningDataModule):
             if self.trainer is not None:
                 self.order_seed = self.trainer.strategy.broadcast(self.order_seed)
         order = EpochOrder(len(digits), self.order_seed)
-        self.batches = TrainingBatches(digits, self.batch_size, order, rank, processes, *self.resume_at)
+        self.batches = TrainingBatches(digits, self.batch_size, order, rank, processes)
+        if self.resumed_place is not None:
+            self.batches.load_state_dict(self.resumed_place)
         return self.batches
 
     def _evaluation(self, part: str) -> EvaluationBatches:
@@ -269,16 +269,17 @@ class MNISTDataModule(LightningDataModule):
         return self._evaluation("predict")
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the digits training stands; kept in every checkpoint."""
-        if self.batches is None:
-            return {}
-        return {"order_seed": self.order_seed, "epoch": self.batches.epoch, "position": self.batches.position}
+        """The order's seed and the place in it; kept in every checkpoint."""
+        return {"order_seed": self.order_seed, "place": self.batches.state_dict()} if self.batches else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on in the same order, whatever seed the new run has, at the same place.
+
+        Lightning restores a loader's own state, too, but not where a schedule has asked for the number of
+        steps before: then the loader exists already.
+        """
         if state_dict:
-            self.order_seed = state_dict["order_seed"]
-            self.resume_at = state_dict["epoch"], state_dict["position"]
+            self.order_seed, self.resumed_place = state_dict["order_seed"], state_dict["place"]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """uint8 to [-1, 1], on the device; augmented where training and asked for."""

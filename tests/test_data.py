@@ -144,20 +144,20 @@ def test_processes_together_see_what_one_sees(count: int, batch: int, processes:
 
 @given(count=st.integers(20, 200), stop=st.integers(0, 20), epoch=st.integers(0, 3), seed=st.integers(0, 99))
 def test_a_resumed_epoch_goes_on_where_it_was(count: int, stop: int, epoch: int, seed: int) -> None:
-    def begin(**state: int) -> TrainingBatches:
-        batches = TrainingBatches(numbered(count), 7, EpochOrder(count, seed), **state)
+    def begin(epoch: int, state: dict[str, int] | None = None) -> TrainingBatches:
+        batches = TrainingBatches(numbered(count), 7, EpochOrder(count, seed))
+        if state is not None:
+            batches.load_state_dict(state)
         batches.sampler.set_epoch(epoch)
         return batches
 
-    whole = [labels.tolist() for _, labels in begin()]
-    first, stop = begin(), min(stop, len(whole))
+    whole = [labels.tolist() for _, labels in begin(epoch)]
+    first, stop = begin(epoch), min(stop, len(whole))
     begun = [labels.tolist() for _, (_, labels) in zip(range(stop), first, strict=False)]
-    resumed = begin(resumed_epoch=first.epoch if stop else 0, position=first.position if stop else 0)
+    resumed = begin(epoch, first.state_dict())
     assert begun + [labels.tolist() for _, labels in resumed] == whole
     assert [labels.tolist() for _, labels in resumed] == whole, "once: the next pass is whole again"
-    resumed = begin(resumed_epoch=epoch, position=stop)
-    resumed.sampler.set_epoch(epoch + 1)
-    assert sum(1 for _ in resumed) == len(whole), "another epoch starts at its beginning"
+    assert len(list(begin(epoch + 1, first.state_dict()))) == len(whole), "another epoch starts at its beginning"
 
 
 @given(count=st.integers(1, 200), batch=st.integers(1, 50), processes=st.integers(1, 5))
@@ -182,19 +182,22 @@ def test_order_follows_the_seed(sample_root: Path) -> None:
     assert not torch.equal(first(1), first(2))
 
 
-def test_place_in_the_epoch_is_kept(sample_root: Path) -> None:
-    module = MNISTDataModule(root=str(sample_root), source="sample", batch_size=500)
-    module.setup("fit")
-    assert module.state_dict() == {}
-    whole = [labels for _, labels in module.train_dataloader()]
-    stream = iter(module.train_dataloader())
+def test_order_and_place_are_kept_with_a_checkpoint(sample_root: Path) -> None:
+    def module(seed: int) -> MNISTDataModule:
+        made = MNISTDataModule(root=str(sample_root), source="sample", batch_size=500)
+        made.setup("fit")
+        torch.manual_seed(seed)
+        return made
+
+    first = module(77)
+    assert first.state_dict() == {}
+    whole = [labels for _, labels in first.train_dataloader()]
+    stream = iter(first.train_dataloader())
     for _ in range(3):
         next(stream)
-    again = MNISTDataModule(root=str(sample_root), source="sample", batch_size=500)
-    again.setup("fit")
-    torch.manual_seed(77)  # the checkpoint's order counts, not the new seed's
-    again.load_state_dict(module.state_dict())
-    rest = [labels for _, labels in again.train_dataloader()]
+    resumed = module(78)  # the checkpoint's order counts, not the new seed's
+    resumed.load_state_dict(first.state_dict())
+    rest = [labels for _, labels in resumed.train_dataloader()]
     assert len(rest) == 5
     assert all(torch.equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from odenet_lightning.fields import ConvField, Field, group_count
+from odenet_lightning.fields import BottleneckField, ConvField, Field, TimeBiasField, group_count
 from tests.problems import conv_problem
 
 
@@ -65,3 +65,28 @@ def test_conv_field_keeps_nothing_between_calls() -> None:
 def test_field_must_implement_forward() -> None:
     with pytest.raises(TypeError, match="forward"):
         Field()  # type: ignore[abstract]
+
+
+def test_time_bias_field_moves_its_offset_with_t() -> None:
+    torch.manual_seed(0)
+    field, y = TimeBiasField(4), torch.randn(2, 4, 5, 5)
+    torch.nn.init.normal_(field.bias)
+
+    def whole_norm(x: torch.Tensor, norm: torch.nn.GroupNorm) -> torch.Tensor:
+        mean, var = x.mean((1, 2, 3), keepdim=True), x.var((1, 2, 3), unbiased=False, keepdim=True)
+        return (x - mean) / (var + norm.eps).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    for t in (0.0, 0.3, 1.0):
+        inner = whole_norm(y, field.norm_in)
+        expected = whole_norm(field.conv(inner * inner.sigmoid()) + t * field.bias, field.norm_out)
+        torch.testing.assert_close(field(torch.tensor(t), y), expected)
+    assert not torch.equal(field(torch.tensor(0.0), y), field(torch.tensor(1.0), y))
+
+
+def test_bottleneck_field_is_three_convolutions() -> None:
+    torch.manual_seed(0)
+    field, y = BottleneckField(3, hidden=8), torch.randn(2, 3, 6, 6)
+    first, middle, last = (layer for layer in field.layers if isinstance(layer, torch.nn.Conv2d))
+    expected = last(torch.relu(middle(torch.relu(first(y)))))
+    assert torch.equal(field(torch.tensor(0.3), y), expected)
+    assert [conv.kernel_size for conv in (first, middle, last)] == [(1, 1), (3, 3), (1, 1)]

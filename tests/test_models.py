@@ -20,6 +20,8 @@ from odenet_lightning.models import (
     ODENet,
     PaperODENet,
     PaperResNet,
+    PositionHead,
+    PyramidODENet,
     ResNet,
     Stem,
 )
@@ -279,3 +281,27 @@ def test_paper_net_takes_another_field() -> None:
     net = PaperODENet(8, field=ConvField(8), solver=Midpoint(num_steps=1))
     assert isinstance(net.block.field, ConvField)
     assert net(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_pyramid_net_is_small_and_its_memory_is_channels_last() -> None:
+    torch.manual_seed(0)
+    net = PyramidODENet()
+    assert net.num_params == 10_074 <= 10_564
+    shapes = [(16, 14, 14), (24, 7, 7)]
+    inputs: list[torch.Tensor] = []
+    for block in net.ode_blocks:
+        block.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    x = torch.rand(3, 1, 28, 28)
+    assert net(x).shape == (3, 10)
+    assert [tuple(y.shape[1:]) for y in inputs] == shapes
+    assert all(y.is_contiguous(memory_format=torch.channels_last) for y in inputs)
+    assert net.first.solver is not net.second.solver
+    with pytest.raises(ValueError, match="channels must be a whole number"):
+        PyramidODENet(channels=(16, 0))
+
+
+def test_position_head_starts_as_an_average() -> None:
+    torch.manual_seed(0)
+    head, y = PositionHead(5).eval(), torch.rand(2, 5, 7, 7)
+    expected = head.fc(F.silu(head.norm(y)).mean((2, 3)))
+    torch.testing.assert_close(head(y), expected)

@@ -1,0 +1,60 @@
+"""Runs of the command line in processes of their own, which may be killed. Forked: nothing is imported twice."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from odenet_lightning.cli import main
+
+
+class KillAt(Callback):
+    """Kills the process, as `kill -9` does, after so many optimiser steps.
+
+    Args:
+        step: the step.
+        moment: a hook of Lightning's callbacks.
+    """
+
+    def __init__(self, step: int, moment: str = "on_train_batch_end") -> None:
+        self.step = step
+        setattr(self, moment, self._kill)
+
+    def _kill(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step >= self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _quiet(call: Callable[[], Any], folder: Path) -> None:
+    os.chdir(folder)
+    with (folder / "out.log").open("a") as log:
+        sys.stdout = sys.stderr = log
+        try:
+            call()
+        except SystemExit as ended:
+            log.flush()
+            os._exit(int(ended.code or 0))
+        log.flush()
+    os._exit(0)
+
+
+def run(call: Callable[[], Any], folder: Path, timeout: float = 120.0) -> int:
+    """Run a call in a process of its own, its output in folder/out.log; returns its exit code, -9 if killed."""
+    process = multiprocessing.get_context("fork").Process(target=_quiet, args=(call, folder))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError((folder / "out.log").read_text()[-2_000:])
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def command(args: list[str], folder: Path, timeout: float = 120.0) -> int:
+    """Run the command line so."""
+    return run(lambda: main(args), folder, timeout)

@@ -1,0 +1,99 @@
+"""A run that is killed and resumed ends as one that was not."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.processes import command
+
+EPOCHS, BATCHES = 3, 11
+SCALARS = ("train/loss", "train/acc", "val/acc", "val/loss", "nfe/forward", "nfe/val_forward", "lr")
+
+
+def config(folder: Path, sample_root: Path, kill: dict[str, Any] | None = None) -> str:
+    """A short run with an adaptive solver, deformed digits and a checkpoint every four steps."""
+    recent = {"every_n_train_steps": 4, "save_top_k": 1, "filename": "recent", "enable_version_counter": False}
+    callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": recent}]
+    if kill:
+        callbacks.append({"class_path": "tests.processes.KillAt", "init_args": kill})
+    solver = {"class_path": "odenet_lightning.solvers.Dopri5", "init_args": {"rtol": 1e-3, "first_step": "warm"}}
+    tree = {
+        "model": {
+            "net": {"class_path": "odenet_lightning.ODENet", "init_args": {"channels": 2, "solver": solver}},
+        },
+        "data": {
+            "source": "sample",
+            "root": str(sample_root),
+            "batch_size": 16,
+            "augment": {"class_path": "odenet_lightning.augment.Deform"},
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": EPOCHS,
+            "limit_train_batches": BATCHES,
+            "limit_val_batches": 2,
+            "log_every_n_steps": 3,
+            "callbacks": callbacks,
+        },
+        "pictures": {"every_n_epochs": 0},
+    }
+    path = folder / ("kill.yaml" if kill else "run.yaml")
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints below, the one of the most steps last."""
+    found = folder.rglob("*.ckpt")
+    return sorted(found, key=lambda path: torch.load(path, weights_only=True)["global_step"])
+
+
+def curves(folder: Path, before: int | None = None) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every curve, of steps below `before`."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag) if before is None or e.step < before]
+        for tag in SCALARS
+        if tag in events.Tags()["scalars"]
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> Path:
+    """The folder of a run that nobody kills."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert command(["fit", "--config", config(folder, sample_root)], folder) == 0
+    return folder
+
+
+MOMENTS = ("on_train_batch_start", "on_train_batch_end", "on_before_optimizer_step", "on_validation_end")
+CASES = [(random.Random(0).choice(MOMENTS), 3)] + [
+    (random.Random(seed).choice(MOMENTS), random.Random(seed).randint(1, EPOCHS * BATCHES - 1)) for seed in range(9)
+]
+
+
+@pytest.mark.parametrize(("moment", "step"), CASES)
+def test_killed_and_resumed_is_as_undisturbed(
+    undisturbed: Path, tmp_path: Path, sample_root: Path, moment: str, step: int
+) -> None:
+    kill = {"step": step, "moment": moment}
+    assert command(["fit", "--config", config(tmp_path, sample_root, kill)], tmp_path) == -9
+    left = checkpoints(tmp_path)
+    resume = ["--ckpt_path", str(left[-1])] if left else []
+    assert command(["fit", "--config", config(tmp_path, sample_root), *resume], tmp_path) == 0
+    expected, found = (torch.load(checkpoints(path)[-1], weights_only=True) for path in (undisturbed, tmp_path))
+    assert found["global_step"] == expected["global_step"] == EPOCHS * BATCHES
+    for name, weight in expected["state_dict"].items():
+        assert torch.equal(weight, found["state_dict"][name]), name
+    assert str(found["optimizer_states"]) == str(expected["optimizer_states"])
+    logs = tmp_path / "lightning_logs"
+    first = torch.load(left[-1], weights_only=True)["global_step"] if left else 0
+    before, after = curves(logs / "version_0", before=first), curves(logs / "version_1")
+    for tag, values in curves(undisturbed / "lightning_logs" / "version_0").items():
+        assert before.get(tag, []) + after.get(tag, []) == values, tag
