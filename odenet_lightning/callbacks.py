@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
@@ -82,6 +81,7 @@ class EvaluationCounts(Callback):
         self.warned = False
         self.forward: list[int] = []
         self.backward: list[int] = []
+        self.validation: list[int] = []
 
     def state_dict(self) -> dict[str, Any]:
         """The counts since they were last written, so that a resumed run averages over the same steps."""
@@ -158,8 +158,15 @@ class EvaluationCounts(Callback):
         """Count the batch."""
         records = self._collect(pl_module)
         if records:
-            count = float(sum(record.forward.evaluations for record in records))
-            pl_module.log("nfe/val_forward", count, on_epoch=True, batch_size=1, sync_dist=True)
+            self.validation.append(sum(record.forward.evaluations for record in records))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the average over the batches of all processes, which may not have the same number of them."""
+        own = torch.tensor([sum(self.validation), len(self.validation)], dtype=torch.float32, device=pl_module.device)
+        evaluations, batches = trainer.strategy.reduce(own, reduce_op="sum").tolist()
+        if batches:
+            pl_module.log("nfe/val_forward", evaluations / batches, batch_size=1, sync_dist=True)
+        self.validation = []
 
 
 class CoarseStart(Callback):
@@ -304,47 +311,6 @@ class EventFile(Callback):
         self.flush_due = False
 
 
-class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`, the state to resume from: after every epoch, and within long ones.
-
-    Lightning's `ModelCheckpoint(save_last=True)` writes it only beside a new best one, so that a run
-    resumed from it would repeat the epochs since.
-
-    Args:
-        every_n_train_steps: how often within an epoch; 0 for its end alone.
-    """
-
-    def __init__(self, every_n_train_steps: int = 1_000) -> None:
-        if every_n_train_steps < 0:
-            raise ValueError(f"every_n_train_steps must not be negative, not {every_n_train_steps!r}")
-        self.every_n_train_steps = every_n_train_steps
-
-    @staticmethod
-    def path(trainer: Trainer) -> Path | None:
-        """Where it lies: beside the best one."""
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is not None:
-                return Path(callback.dirpath) / "last.ckpt"
-        return None
-
-    def _save(self, trainer: Trainer) -> None:
-        path = self.path(trainer)
-        if path is not None and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
-            trainer.save_checkpoint(path, weights_only=False)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save within an epoch; its last step is left to the epoch's end."""
-        every = self.every_n_train_steps
-        if every and trainer.global_step % every == 0 and not trainer.is_last_batch:
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
-        self._save(trainer)
-
-
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
     """Nested plain values as one level of dotted names; what is neither number nor text becomes text."""
     flat: dict[str, str | int | float | bool] = {}
@@ -471,9 +437,9 @@ class TestReport(Callback):
         seconds = time.perf_counter() - self.started
         data = datamodule(trainer)
         used = f" of {data.digits_used}" if data is not None else ""
+        count = int(trainer.strategy.reduce(torch.tensor(self.count, device=pl_module.device), reduce_op="sum"))
         if trainer.is_global_zero:
             accuracy = float(trainer.callback_metrics["test/acc"])
-            count = self.count * trainer.world_size
             print(f"Accuracy on {count:,} test images{used}: {accuracy:.2%} (in {seconds:.2f} seconds)", flush=True)
 
 

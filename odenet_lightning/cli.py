@@ -20,13 +20,13 @@ from odenet_lightning.callbacks import (
     EpochLines,
     EvaluationCounts,
     EventFile,
-    LastCheckpoint,
     Pictures,
     PredictionWriter,
     TestReport,
     Throughput,
     datamodule,
 )
+from odenet_lightning.checkpoints import CheckpointError, LastCheckpoint, WholeCheckpointIO, is_requeued
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.module import ClassifierModule, DivergenceError
 from odenet_lightning.solvers import SolverError
@@ -169,6 +169,8 @@ class CLI(LightningCLI):
             kwargs["max_epochs"] = -1
             callbacks.append(RunLength())
         self.trainer_defaults["callbacks"] = callbacks
+        plugins = trainer.plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
         if trainer.enable_checkpointing is False:
             keys = self._parser(self.subcommand).callback_keys
             keys[:] = [key for key in keys if key not in ("checkpoint", "last")]
@@ -218,9 +220,12 @@ class CLI(LightningCLI):
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train; where that fails, say which checkpoint is left."""
+        last = LastCheckpoint.path(self.trainer)
+        if kwargs.get("ckpt_path") is None and is_requeued() and last is not None and last.is_file():
+            kwargs["ckpt_path"] = str(last)
         try:
             self.trainer.fit(model, **kwargs)
-        except (SolverError, DivergenceError) as error:
+        except (SolverError, DivergenceError, CheckpointError) as error:
             kept, _ = best_checkpoint(self.trainer)
             last = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"
             raise type(error)(f"{error}; {last}") from error
@@ -285,8 +290,6 @@ def quieten() -> None:
         "lightning.pytorch.accelerators.cuda",
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # a batch here is one gather from memory: worker processes would only slow it down
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # test, validate and predict have folders of their own
     warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
@@ -324,7 +327,8 @@ def main(args: ArgsType = None) -> None:
             parser_class=Parser,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": False},
+            # a requeued job goes on in its own folder; no other run may write over one
+            save_config_kwargs={"overwrite": is_requeued()},
             trainer_defaults={},
             args=args,
         )

@@ -286,6 +286,8 @@ class MNISTDataModule(LightningDataModule):
         del dataloader_idx
         images, labels = batch
         images = normalise(images)
+        if self.trainer is not None:  # to float64, where that is asked for; Lightning converts too early for this hook
+            images = self.trainer.precision_plugin.convert_input(images)
         if self.augment is not None and self.trainer is not None and self.trainer.training:
             images = self.augment(images)
         return images, labels

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from odenet_lightning.models import CLASSES, Classifier, ODENet
@@ -24,6 +25,11 @@ ACCURACY_COUNTS = ("tp", "fp", "tn", "fn")  # what torchmetrics' accuracy adds u
 
 class DivergenceError(RuntimeError):
     """The loss is no number any more."""
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """float32 of 16 bits, anything else as it is: losses are not for half precision."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
@@ -88,6 +94,8 @@ class ClassifierModule(LightningModule):
         self.train_acc = MulticlassAccuracy(CLASSES, average="micro", validate_args=False)
         self.val_acc = MulticlassAccuracy(CLASSES, average="micro", validate_args=False)
         self.test_acc = MulticlassAccuracy(CLASSES, average="micro", validate_args=False)
+        # Lightning's own mean over processes rounds their numbers of images down to whole ones
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
 
     @property
     def num_params(self) -> int:
@@ -101,7 +109,7 @@ class ClassifierModule(LightningModule):
     def _evaluate(self, batch: Batch, part: str, accuracy: MulticlassAccuracy) -> tuple[Tensor, Tensor]:
         """Loss and logits of a batch, the accuracy logged."""
         images, labels = batch
-        logits = self.net(images).float()
+        logits = full_precision(self.net(images))
         loss = F.cross_entropy(logits, labels)
         accuracy.update(logits.detach(), labels)
         self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=part != "test", batch_size=len(labels))
@@ -119,7 +127,7 @@ class ClassifierModule(LightningModule):
         if is_written(self.trainer, self.trainer.global_step + 1):
             if not loss.isfinite():
                 raise DivergenceError(
-                    f"the loss is {float(loss)} at step {self.trainer.global_step + 1}: try a smaller learning rate, "
+                    f"the loss is {float(loss.detach())} at step {self.trainer.global_step + 1}: try a smaller learning rate, "
                     "--trainer.gradient_clip_val 1, or an adaptive solver"
                 )
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -147,21 +155,23 @@ class ClassifierModule(LightningModule):
         """Log loss and accuracy; return the logits for callbacks."""
         del batch_idx
         loss, logits = self._evaluate(batch, "val", self.val_acc)
-        self.log("val/loss", loss, batch_size=len(logits), sync_dist=True)
+        self.val_loss.update(loss, weight=len(logits))
+        self.log("val/loss", self.val_loss, batch_size=len(logits))
         return {"logits": logits}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log loss and accuracy; return the logits for callbacks."""
         del batch_idx
         loss, logits = self._evaluate(batch, "test", self.test_acc)
-        self.log("test/loss", loss, batch_size=len(logits), sync_dist=True)
+        self.test_loss.update(loss, weight=len(logits))
+        self.log("test/loss", self.test_loss, batch_size=len(logits))
         return {"logits": logits}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the digits and their probabilities."""
         del batch_idx
         images, _ = batch
-        confidence, digit = self.net(images).float().softmax(1).max(1)
+        confidence, digit = full_precision(self.net(images)).softmax(1).max(1)
         return {"digit": digit, "confidence": confidence, "images": images[:, 0]}
 
     def configure_optimizers(self) -> Any:
@@ -198,6 +208,11 @@ class ClassifierModule(LightningModule):
             block.compile_solve()
         if not self.net.ode_blocks:
             self.net.compile()
+
+    def setup(self, stage: str) -> None:
+        """Refuse weights in 16 bits: they would make the state and its step control as coarse."""
+        if self.trainer.precision in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
+            raise ValueError(f"precision {self.trainer.precision} is not for ODEs: use bf16-mixed or 16-mixed")
 
     def on_fit_start(self) -> None:
         """Refuse to skip where the other processes would wait for this one's gradients."""

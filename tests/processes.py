@@ -58,3 +58,22 @@ def run(call: Callable[[], Any], folder: Path, timeout: float = 120.0) -> int:
 def command(args: list[str], folder: Path, timeout: float = 120.0) -> int:
     """Run the command line so."""
     return run(lambda: main(args), folder, timeout)
+
+
+class Explode(Callback):
+    """Makes a network's weights huge after so many steps.
+
+    Args:
+        step: the step.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Multiply them."""
+        if trainer.global_step == self.step:
+            for parameter in pl_module.parameters():
+                parameter.data.mul_(float("inf"))

@@ -1,0 +1,150 @@
+"""Checkpoints: written whole or not at all, read as data, and one to resume from."""
+
+import io
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written."""
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a kill or a full disk leaves the earlier file as it was.
+
+    Lightning's own writes to the system's folder for temporary files and moves from there, which on
+    another disk is a copy that can end half-way. Reading never runs code (`weights_only`).
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be written; nothing has changed.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.partial")
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except OSError as e:
+            partial.unlink(missing_ok=True)
+            kept = "; the earlier one there is whole" if target.is_file() else ""
+            raise CheckpointError(
+                f"cannot write {target} ({e.strerror or e}){kept}: make room, then resume from the last checkpoint"
+            ) from e
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint as data, whatever `weights_only` says."""
+        del weights_only
+        return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`, the state to resume from: after every epoch, within long ones, and before a preemption.
+
+    Lightning's `ModelCheckpoint(save_last=True)` writes it only beside a new best one, so that a run
+    resumed from it would repeat the epochs since.
+
+    Under SLURM, SIGUSR1 (`#SBATCH --signal`) has it write the file, put the job back into the queue
+    and end the run; the job's next start goes on from the file. Lightning's own handler saves in the
+    middle of a step, between the processes' collective calls; this one waits for the step's end, so
+    that the weights come out as in an undisturbed run.
+
+    Args:
+        every_n_train_steps: how often within an epoch; 0 for its end alone.
+    """
+
+    def __init__(self, every_n_train_steps: int = 1_000) -> None:
+        if every_n_train_steps < 0:
+            raise ValueError(f"every_n_train_steps must not be negative, not {every_n_train_steps!r}")
+        self.every_n_train_steps = every_n_train_steps
+        self.in_slurm = SLURMEnvironment.detect()
+        self.preempted = False
+
+    @staticmethod
+    def path(trainer: Trainer) -> Path | None:
+        """Where it lies: beside the best one."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                # Lightning sets the folder only when the run starts
+                folder = callback.dirpath or (Path(trainer.log_dir) / "checkpoints" if trainer.log_dir else None)
+                return Path(folder) / "last.ckpt" if folder else None
+        return None
+
+    def _save(self, trainer: Trainer) -> None:
+        path = self.path(trainer)
+        if path is not None and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            trainer.save_checkpoint(path, weights_only=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the signal before Lightning does."""
+        if stage == "fit" and self.in_slurm:
+            signal.signal(signal.SIGUSR1, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.preempted = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within an epoch; its last step is left to the epoch's end."""
+        every = self.every_n_train_steps
+        if every and trainer.global_step % every == 0 and not trainer.is_last_batch:
+            self._save(trainer)
+        # the signal reaches the processes at different steps: they must stop after the same one
+        if self.in_slurm and not trainer.is_last_batch:
+            self._requeue_if(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save."""
+        self._save(trainer)
+        if self.in_slurm:
+            self._requeue_if(trainer, saved=True)
+
+    def _requeue_if(self, trainer: Trainer, saved: bool = False) -> None:
+        if not trainer.strategy.reduce_boolean_decision(self.preempted, all=False):
+            return
+        self.preempted = False
+        if not saved:
+            self._save(trainer)
+        requeued = trainer.strategy.broadcast(requeue() if trainer.is_global_zero else False)
+        if requeued:
+            rank_zero_warn(f"preempted at step {trainer.global_step}: state kept in {self.path(trainer)}, job requeued")
+            raise SystemExit(0)
+        rank_zero_warn("preempted, but the job could not be requeued: going on until it is killed")
+
+
+def is_requeued() -> bool:
+    """Whether this SLURM job has run before."""
+    return SLURMEnvironment.detect() and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
+def requeue() -> bool:
+    """Put this SLURM job back into the queue; returns whether that went well."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
+    except OSError:
+        return False

@@ -1,0 +1,168 @@
+"""Checkpoints are written whole or not at all, and nothing in them is run."""
+
+import errno
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from odenet_lightning import checkpoints
+from odenet_lightning.checkpoints import CheckpointError, LastCheckpoint, WholeCheckpointIO
+from odenet_lightning.cli import main
+from tests.processes import command, run
+
+SIZE = 100_000
+FIT = ["fit", "--data.source", "sample", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+SHORT = ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1"]
+
+
+def content(value: float) -> dict[str, Any]:
+    return {"state_dict": {"weight": torch.full((SIZE,), value)}, "pytorch-lightning_version": "2"}
+
+
+def stored(path: Path) -> float:
+    return float(torch.load(path, weights_only=True)["state_dict"]["weight"][-1])
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_kill_during_the_write_leaves_the_earlier_file(tmp_path: Path, part: int) -> None:
+    """Killed after a tenth, two tenths, ... of the bytes."""
+    path, io = tmp_path / "last.ckpt", WholeCheckpointIO()
+    io.save_checkpoint(content(1.0), path)
+
+    def killed() -> None:
+        real = os.write
+
+        class Dying:
+            """A file that ends its process part of the way."""
+
+            def __init__(self, file: Any) -> None:
+                self.file = file
+
+            def __enter__(self) -> "Dying":
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                self.file.close()
+
+            def write(self, data: memoryview) -> None:
+                real(self.file.fileno(), data[: len(data) * part // 10])
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        opened = Path.open
+        Path.open = lambda self, mode="r", **_: Dying(opened(self, mode))  # type: ignore[assignment, method-assign]
+        io.save_checkpoint(content(2.0), path)
+
+    assert run(killed, tmp_path) == -signal.SIGKILL
+    assert stored(path) == 1.0
+    io.save_checkpoint(content(3.0), path)
+    assert stored(path) == 3.0
+    assert [file.name for file in tmp_path.glob("*ckpt*")] == ["last.ckpt"], "what was left over is used up"
+
+
+def test_disk_full_leaves_the_earlier_file(tmp_path: Path) -> None:
+    """A real file system of 600 kB, and a second checkpoint for which there is no room beside the first."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        path, io = disk / "last.ckpt", WholeCheckpointIO()
+        io.save_checkpoint(content(1.0), path)
+        for _ in range(10):
+            with pytest.raises(CheckpointError, match=r"last\.ckpt \(No space left on device\); the earlier .* whole"):
+                io.save_checkpoint(content(2.0), path)
+            assert stored(path) == 1.0
+        assert [file.name for file in disk.iterdir()] == ["last.ckpt"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_full_disk_ends_a_run_in_one_line(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves: list[int] = []
+    whole = os.fsync
+
+    def fail_later(descriptor: int) -> None:
+        saves.append(descriptor)
+        if len(saves) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(descriptor)
+
+    monkeypatch.setattr(checkpoints.os, "fsync", fail_later)
+    with pytest.raises(SystemExit) as ended:
+        main([*FIT, "--data.root", str(sample_root), *SHORT, "--pictures.every_n_epochs", "0"])
+    assert ended.value.code == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "No space left on device" in error
+    assert "the best checkpoint so far is lightning_logs/version_0/checkpoints/best.ckpt" in error
+    for name in ("best", "last"):
+        assert torch.load(f"lightning_logs/version_0/checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def test_last_is_the_last_even_if_it_is_not_the_best(workdir: Path, sample_root: Path) -> None:
+    steps = ["--last.every_n_train_steps", "3", "--pictures.every_n_epochs", "0"]
+    # a learning rate of nothing: validation never gets better, so that the first epoch stays the best
+    still = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1e-12"]
+    main([*FIT, "--data.root", str(sample_root), *SHORT, *steps, *still])
+    folder = Path("lightning_logs/version_0/checkpoints")
+    found = {path.name: torch.load(path, weights_only=True)["global_step"] for path in folder.iterdir()}
+    assert found == {"best.ckpt": 4, "last.ckpt": 12}
+
+
+def test_last_is_kept_within_an_epoch(workdir: Path, sample_root: Path) -> None:
+    kill = workdir / "kill.yaml"
+    kill.write_text("trainer: {callbacks: [{class_path: tests.processes.KillAt, init_args: {step: 8}}]}")
+    args = [*FIT, "--data.root", str(sample_root), "--config", str(kill), "--last.every_n_train_steps", "3"]
+    assert command(args, workdir) == -signal.SIGKILL
+    last = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 6
+    with pytest.raises(ValueError, match="must not be negative"):
+        LastCheckpoint(-1)
+
+
+def test_starting_again_overwrites_nothing(workdir: Path, sample_root: Path) -> None:
+    args = [*FIT, "--data.root", str(sample_root), *SHORT, "--pictures.every_n_epochs", "0"]
+    main(args)
+    before = {path: path.read_bytes() for path in Path("lightning_logs").rglob("*") if path.is_file()}
+    main([*args, "--seed_everything", "1"])
+    main(
+        [
+            *args,
+            "--ckpt_path",
+            "lightning_logs/version_0/checkpoints/last.ckpt",
+            "--trainer.max_epochs",
+            "4",
+            "--model.schedule",
+            "constant",
+        ]
+    )
+    for path, bytes_before in before.items():
+        assert path.read_bytes() == bytes_before, path
+    assert {path.name for path in Path("lightning_logs").iterdir()} == {"version_0", "version_1", "version_2"}
+
+
+@pytest.mark.parametrize("solver", [["Midpoint", "--model.net.solver.num_steps", "1"], ["Dopri5"]])
+def test_divergence_keeps_the_best_checkpoint(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str], solver: list[str]
+) -> None:
+    """An epoch that goes well, then a learning rate that does not."""
+    common = ["--data.root", str(sample_root), *SHORT, "--pictures.every_n_epochs", "0", "--model.net.solver", *solver]
+    common += ["--trainer.log_every_n_steps", "1"]
+    config = workdir / "explode.yaml"
+    config.write_text("trainer: {callbacks: [{class_path: tests.processes.Explode, init_args: {step: 6}}]}")
+    with pytest.raises(SystemExit) as ended:
+        main([*FIT, "--config", str(config), *common])
+    assert ended.value.code == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "the loss is nan" in error or "not finite" in error or "NaN" in error, error
+    assert "the best checkpoint so far is lightning_logs/version_0/checkpoints/best.ckpt" in error
+    best = torch.load("lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] == 4
+    assert all(value.isfinite().all() for value in best["state_dict"].values())
