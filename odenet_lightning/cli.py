@@ -39,11 +39,11 @@ FULL_EPOCHS = 4
 DEFAULT_EPOCHS = {"sample": 30}
 
 # the quick recipe's network: at the post's tolerance Bosh3 needs 4 evaluations where Dopri5 needs 7,
-# and the time is better spent on more steps. Spelled out so that a flag can change single values.
+# and the time is better spent on more steps. Spelled out so that a flag can change single values; without
+# `channels`, which would follow a user to another class of network that has its own.
 DEFAULT_NET = {
     "class_path": "odenet_lightning.models.ODENet",
     "init_args": {
-        "channels": 6,
         "solver": {
             "class_path": "odenet_lightning.solvers.Bosh3",
             "init_args": {"rtol": 0.1, "atol": 0.1, "first_step": "warm"},

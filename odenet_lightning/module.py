@@ -127,8 +127,8 @@ class ClassifierModule(LightningModule):
         if is_written(self.trainer, self.trainer.global_step + 1):
             if not loss.isfinite():
                 raise DivergenceError(
-                    f"the loss is {float(loss.detach())} at step {self.trainer.global_step + 1}: try a smaller learning rate, "
-                    "--trainer.gradient_clip_val 1, or an adaptive solver"
+                    f"the loss is {float(loss.detach())} at step {self.trainer.global_step + 1}: try a smaller "
+                    "learning rate, --trainer.gradient_clip_val 1, or an adaptive solver"
                 )
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss

@@ -14,6 +14,20 @@ def test_there_are_configs() -> None:
     assert {path.name for path in CONFIGS} >= {"blog.yaml", "blog_two_channel.yaml"}
 
 
+PARAMETERS = {
+    "augmented": 84_816,
+    "blog": 10_564,
+    "blog_two_channel": 3_456,
+    "cluster": 10_564,
+    "fast": 10_564,
+    "paper": 208_266,
+    "paper_none": 132_874,
+    "paper_resnet1": 206_858,
+    "paper_resnet6": 576_778,
+    "record": 10_074,
+}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_trains_a_batch(
     path: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
@@ -21,7 +35,9 @@ def test_config_trains_a_batch(
     quick = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
     cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--pictures.every_n_epochs", "0"]
     main(["fit", "--config", str(path), "--data.root", str(sample_root), "--data.source", "sample", *quick, *cpu])
-    assert "best checkpoint" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "best checkpoint" in output
+    assert f", {PARAMETERS[path.stem]:,} parameters" in output
     assert yaml.safe_load(path.read_text())
 
 
