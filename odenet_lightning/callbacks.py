@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from odenet_lightning.block import SolveRecord
 from odenet_lightning.data import MNISTDataModule
-from odenet_lightning.figures import contact_sheet, draw_confusion, draw_digits, draw_feature_maps
+from odenet_lightning.figures import contact_sheet, draw_confusion, draw_digits, draw_feature_maps, release
 from odenet_lightning.models import CLASSES
 from odenet_lightning.module import ClassifierModule, is_written
 from odenet_lightning.solvers import Solver
@@ -49,11 +49,12 @@ def classifier(module: LightningModule) -> ClassifierModule:
 
 
 def add_figure(trainer: Trainer, tag: str, figure: Figure) -> None:
-    """Put a figure into the run's event file."""
+    """Put a figure into the run's event file; it is used up."""
     writer = tensorboard(trainer)
     if writer is not None:
         # steps are counted from 0 in curves: the one just taken
         writer.add_figure(tag, figure, max(0, trainer.global_step - 1), close=False)
+    release(figure)
 
 
 class EvaluationCounts(Callback):

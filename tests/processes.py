@@ -77,3 +77,60 @@ class Explode(Callback):
         if trainer.global_step == self.step:
             for parameter in pl_module.parameters():
                 parameter.data.mul_(float("inf"))
+
+
+class KillRank(Callback):
+    """Kills one of several processes after so many steps.
+
+    Args:
+        rank: which.
+        step: the step.
+    """
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Kill it."""
+        if trainer.global_rank == self.rank and trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Interrupt(Callback):
+    """Presses Ctrl-C after so many steps.
+
+    Args:
+        step: the step.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Press it."""
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Watch(Callback):
+    """Writes resident memory, in bytes, and the number of open files to watch.txt.
+
+    Args:
+        steps: after which steps.
+    """
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a line."""
+        if trainer.global_step in self.steps:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            with Path("watch.txt").open("a") as file:
+                file.write(f"{pages * os.sysconf('SC_PAGE_SIZE')} {len(os.listdir('/proc/self/fd'))}\n")

@@ -1,9 +1,20 @@
+import gc
+import weakref
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from odenet_lightning.figures import contact_sheet, draw_confusion, draw_digits, draw_feature_maps, shorten, tile
+from odenet_lightning.figures import (
+    contact_sheet,
+    draw_confusion,
+    draw_digits,
+    draw_feature_maps,
+    release,
+    shorten,
+    tile,
+)
 
 
 def ink(figure: Figure) -> int:
@@ -85,3 +96,17 @@ def test_any_file_name_can_be_drawn(name: str) -> None:
     assert len(short) <= 14
     assert "\n" not in short
     assert "$" not in short
+
+
+def test_released_figures_leave_nothing_behind() -> None:
+    """Without Python's collector: whatever points in a circle would stay."""
+    gc.collect()
+    gc.disable()
+    try:
+        figure = draw_confusion(torch.ones(10, 10))
+        figure.canvas.draw()
+        canvas = weakref.ref(figure.canvas)
+        release(figure)
+        assert canvas() is None
+    finally:
+        gc.enable()
