@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -39,8 +40,7 @@ FULL_EPOCHS = 4
 DEFAULT_EPOCHS = {"sample": 30}
 
 # the quick recipe's network: at the post's tolerance Bosh3 needs 4 evaluations where Dopri5 needs 7,
-# and the time is better spent on more steps. Spelled out so that a flag can change single values; without
-# `channels`, which would follow a user to another class of network that has its own.
+# and the time is better spent on more steps. Spelled out so that a flag can change single values.
 DEFAULT_NET = {
     "class_path": "odenet_lightning.models.ODENet",
     "init_args": {
@@ -51,6 +51,10 @@ DEFAULT_NET = {
         "gradient": {"class_path": "odenet_lightning.gradients.Backprop"},
     },
 }
+
+
+# settings of the data that a checkpoint brings along
+KEPT_DATA = ("batch_size", "val_size", "split_seed", "augment")
 
 
 class UsageError(RuntimeError):
@@ -116,22 +120,29 @@ class CLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """A checkpoint brings the model it was trained with; flags and configs after it still win."""
+        """A checkpoint brings the model and the split it was trained with; flags and configs still win."""
         given = list(sys.argv[1:] if args is None else args) if not isinstance(args, dict | Namespace) else None
         if given is None:
             super().parse_arguments(parser, args)
             return
+        subcommand = self._subcommand_parsers.get(next((a for a in given if a in self.subcommands()), ""), parser)
+        if subcommand is not parser and names_a_network(given):
+            # or else values of the default class would follow the user to another one that has the same names
+            subcommand.set_defaults({"model.net": None})
         path = checkpoint_path(given)
         if path is not None:
-            hparams = load_checkpoint(path).get("hyper_parameters", {})
+            checkpoint = load_checkpoint(path)
+            hparams = checkpoint.get("hyper_parameters", {})
             model = {key: value for key, value in hparams.items() if not key.startswith("_")}
+            refuse_foreign_classes(model, path, given)
             if model:
-                parser_of = self._subcommand_parsers.get(
-                    next((a for a in given if a in self.subcommands()), ""), parser
-                )
-                if parser_of is parser:
+                if subcommand is parser:
                     parser.error(f"expected one of {', '.join(self.subcommands())}")
-                parser_of.set_defaults({f"model.{key}": value for key, value in model.items()})
+                subcommand.set_defaults({f"model.{key}": value for key, value in model.items()})
+                data = checkpoint.get("datamodule_hyper_parameters", {})
+                # a split or batches other than those it was trained with would be a trap; root is this machine's
+                kept = {key: data[key] for key in KEPT_DATA if isinstance(data.get(key), bool | int | dict)}
+                subcommand.set_defaults({f"data.{key}": value for key, value in kept.items()})
         elif (
             given
             and given[0] in ("validate", "test", "predict")
@@ -202,7 +213,6 @@ class CLI(LightningCLI):
         again = f" --data.root {data.root}" if str(data.root) != "data" else ""
         again += f" --data.source {data.source}" if data.source != "auto" else ""
         logger = trainer.logger
-        logs = os.path.relpath(logger.root_dir) if isinstance(logger, TensorBoardLogger) else "."
         rows = [
             (
                 "digits",
@@ -211,8 +221,9 @@ class CLI(LightningCLI):
             ("trained", f"{trainer.current_epoch} epochs, {trainer.global_step:,} steps"),
             ("best val/acc", f"{score:.2%}" if score is not None else "none"),
             ("best checkpoint", os.path.relpath(best) if best else "none"),
-            ("curves", f"tensorboard --logdir {logs}"),
         ]
+        if isinstance(logger, TensorBoardLogger):
+            rows.append(("curves", f"tensorboard --logdir {os.path.relpath(logger.root_dir)}"))
         if best:
             rows.append(("test it", f"{PROGRAM} test --ckpt_path {os.path.relpath(best)}{again}"))
             rows.append(("read your own", f"{PROGRAM} predict --ckpt_path {os.path.relpath(best)} --data.images DIR"))
@@ -280,6 +291,59 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
         raise UsageError(f"{path} is not a Lightning checkpoint: train one with '{PROGRAM} fit'")
     return checkpoint
+
+
+def config_files(args: list[str]) -> list[Path]:
+    """The config files that a command line names."""
+    pairs = zip(args, [*args[1:], ""], strict=True)
+    values = [
+        arg.removeprefix("--config=") if "=" in arg else following
+        for arg, following in pairs
+        if arg in ("--config", "-c") or arg.startswith("--config=")
+    ]
+    return [Path(value) for value in values if Path(value).is_file()]
+
+
+def names_a_network(args: list[str]) -> bool:
+    """Whether a command line, or a config in it, says which class of network to train."""
+    if any(arg == "--model.net" or arg.startswith("--model.net=") for arg in args):
+        return True
+    return any(map(config_names_a_network, config_files(args)))
+
+
+def config_names_a_network(path: Path) -> bool:
+    """Whether model.net of a config has a class."""
+    try:
+        net = yaml.safe_load(path.read_text())["model"]["net"]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return False  # no such entry, or a file that the parser will refuse
+    return isinstance(net, str) or (isinstance(net, dict) and "class_path" in net)
+
+
+def dotted_names(tree: Any) -> set[str]:
+    """All texts in a config, at any depth, that could be the path of a class."""
+    if isinstance(tree, dict):
+        return dotted_names(list(tree.values()))
+    if isinstance(tree, list | tuple):
+        return set().union(*(dotted_names(value) for value in tree))
+    is_path = isinstance(tree, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", tree)
+    return {tree} if is_path else set()
+
+
+def refuse_foreign_classes(model: dict[str, Any], path: str, given: list[str]) -> None:
+    """Refuse to import what a checkpoint names, unless the command line or its configs name it, too.
+
+    Raises:
+        UsageError: a class is neither this project's nor torch's nor named by the user.
+    """
+    own = ("odenet_lightning.", "torch.")
+    named = " ".join([*given, *(path.read_text() for path in config_files(given))])
+    for name in sorted(dotted_names(model)):
+        if not name.startswith(own) and name not in named:
+            raise UsageError(
+                f"{path} names the class {name}, and importing it would run its code: "
+                "if you trust it, give the config that it was trained with, too (--config FILE)"
+            )
 
 
 def quieten() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odenet_lightning import ClassifierModule
-from odenet_lightning.cli import DEFAULT_NET, checkpoint_path, condense, main
+from odenet_lightning.cli import DEFAULT_NET, checkpoint_path, condense, dotted_names, main
 from odenet_lightning.sources import load_sample
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
@@ -268,7 +268,6 @@ def test_checkpoint_path(args: list[str], path: str | None) -> None:
 
 
 def test_default_net_is_the_posts_but_for_its_solver() -> None:
-    assert DEFAULT_NET["init_args"]["channels"] == 6
     assert DEFAULT_NET["init_args"]["solver"]["init_args"] == {"rtol": 0.1, "atol": 0.1, "first_step": "warm"}
 
 
@@ -305,6 +304,19 @@ def test_own_field_and_network_plug_in_by_path(
     main(["fit", "--config", "mine.yaml", "--data.source", "sample", "--data.root", str(sample_root), *QUICK, *few])
     checkpoint = torch.load("lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
     assert "net.block.field.speed" in checkpoint["state_dict"]
+    test = [
+        "test",
+        "--ckpt_path",
+        "lightning_logs/version_0/checkpoints/best.ckpt",
+        *QUICK[:4],
+        "--data.source",
+        "sample",
+    ]
+    error = fails([*test, "--data.root", str(sample_root)], capsys)
+    assert "names the class mine.Rotation, and importing it would run its code" in error
+    for trusted in (["--config", "mine.yaml"], ["--config=lightning_logs/version_0/config.yaml"]):
+        main([*test, "--data.root", str(sample_root), *trusted])
+        assert "Accuracy on 500 test images" in capsys.readouterr().out
 
 
 def test_augmentation_by_class_path_and_flags(workdir: Path, sample_root: Path) -> None:
@@ -315,3 +327,48 @@ def test_augmentation_by_class_path_and_flags(workdir: Path, sample_root: Path) 
     augment = checkpoint["datamodule_hyper_parameters"]["augment"]
     assert augment["class_path"] == "odenet_lightning.augment.Deform"
     assert augment["init_args"]["degrees"] == 25.0
+
+
+def test_dotted_names_are_found_at_any_depth() -> None:
+    tree = {"a": ["x.Y", {"class_path": "p.q.R", "init_args": {"v": 0.5, "w": "1.5", "file": "data/x"}}], "b": "plain"}
+    assert dotted_names(tree) == {"x.Y", "p.q.R"}
+
+
+def test_another_class_of_network_keeps_its_own_width(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once = ["--data.source", "sample", "--data.root", str(sample_root), *QUICK[:4], "--trainer.fast_dev_run", "1"]
+    main(["fit", "--model.net", "PaperODENet", *once])
+    assert "training PaperODENet, 208,266 parameters" in capsys.readouterr().out
+    config = workdir / "net.yaml"
+    config.write_text("model: {net: {class_path: odenet_lightning.models.PaperResNet, init_args: {blocks: 1}}}")
+    main(["fit", "--config", str(config), *once])
+    assert "training PaperResNet, 206,858 parameters" in capsys.readouterr().out
+    config.write_text("model: {net: {init_args: {channels: 3}}}")
+    main(["fit", f"--config={config}", *once])
+    assert "training ODENet, 5,206 parameters" in capsys.readouterr().out
+
+
+def test_a_checkpoint_brings_its_split_along(workdir: Path, sample_root: Path) -> None:
+    data = ["--data.source", "sample", "--data.root", str(sample_root)]
+    few = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", *QUICK, *data]
+    main(["fit", *few, "--data.batch_size", "23", "--data.split_seed", "7", "--data.augment", "false"])
+    last = "lightning_logs/version_0/checkpoints/last.ckpt"
+    main(["fit", *few, "--ckpt_path", last, "--trainer.max_epochs", "3", "--model.schedule", "constant"])
+    kept = yaml.safe_load(Path("lightning_logs/version_1/config.yaml").read_text())["data"]
+    assert (kept["batch_size"], kept["split_seed"], kept["augment"]) == (23, 7, False)
+    main(
+        [
+            "fit",
+            *few,
+            "--ckpt_path",
+            last,
+            "--trainer.max_epochs",
+            "3",
+            "--model.schedule",
+            "constant",
+            "--data.batch_size",
+            "29",
+        ]
+    )
+    assert yaml.safe_load(Path("lightning_logs/version_2/config.yaml").read_text())["data"]["batch_size"] == 29
