@@ -223,27 +223,43 @@ class CoarseStart(Callback):
 
 
 class Throughput(Callback):
-    """Logs `perf/images_per_second`: images trained on, over all processes, without validation's time."""
+    """Logs `perf/images_per_second`: images trained on, over all processes.
+
+    All of training's time counts, loading and augmenting too; validation's does not.
+    """
 
     def __init__(self) -> None:
-        self.images = 0
-        self.seconds = 0.0
-        self.started = 0.0
+        self._restart()
+        self.validation_began = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock; batches are timed from their arrival to the optimiser's step."""
-        if batch_idx == 0 or is_written(trainer, trainer.global_step):
-            self.images, self.seconds = 0, 0.0
-        self.started = time.perf_counter()
+    def _restart(self) -> None:
+        self.images, self.idle, self.started = 0, 0.0, time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; a run resumed within an epoch has no epoch's start."""
+        self._restart()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._restart()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop it."""
+        self.validation_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let it go on."""
+        self.idle += time.perf_counter() - self.validation_began
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the rate since it was last written."""
-        self.seconds += time.perf_counter() - self.started
         self.images += len(batch[0]) * trainer.world_size
         if is_written(trainer, trainer.global_step):
-            pl_module.log("perf/images_per_second", self.images / self.seconds)
+            seconds = time.perf_counter() - self.started - self.idle
+            pl_module.log("perf/images_per_second", self.images / seconds)
+            self._restart()
 
 
 class EpochLines(Callback):

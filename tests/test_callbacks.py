@@ -1,3 +1,5 @@
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +289,38 @@ def test_coarse_start_trains_coarsely_and_validates_finely(tmp_path: Path) -> No
 def test_coarse_start_refuses_negative_epochs() -> None:
     with pytest.raises(ValueError, match="epochs"):
         CoarseStart(RK4(num_steps=1), epochs=-1)
+
+
+class SlowLoader:
+    """Batches of 8 images that take a twentieth of a second to load, or half a second to validate on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for _ in range(4):
+            time.sleep(self.seconds)
+            yield torch.zeros(8, 1, 28, 28), torch.zeros(8, dtype=torch.int64)
+
+
+def test_throughput_counts_loading_and_not_validation(tmp_path: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        callbacks=[Throughput()],
+        val_check_interval=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        num_sanity_val_steps=0,
+        log_every_n_steps=4,
+    )
+    trainer.fit(ClassifierModule(ResNet(2, 0)), SlowLoader(0.05), SlowLoader(0.25))  # type: ignore[arg-type]
+    rate = float(trainer.callback_metrics["perf/images_per_second"])
+    assert 25 < rate < 160, "32 images in a fifth of a second and a little more; validation takes two seconds"
