@@ -76,8 +76,8 @@ class Deform(Augmentation):
             ("shift", shift),
             ("elastic", elastic),
         ):
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, not {value!r}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must not be negative, and finite, not {value!r}")
         if scale >= 0.5:
             raise ValueError(f"scale must be less than 0.5, or images could vanish, not {scale!r}")
         self.degrees, self.scale, self.shear, self.shift, self.elastic = degrees, scale, shear, shift, elastic

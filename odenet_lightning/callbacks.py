@@ -493,7 +493,7 @@ class PredictionWriter(Callback):
             torch.cat([row[k] for row in self.rows]) for k in ("digit", "confidence", "images")
         )
         names = [path.name for path in data.predict_paths]
-        with (folder / "predictions.csv").open("w", newline="") as file:
+        with (folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "digit", "confidence"])
             for path, digit, confidence in zip(data.predict_paths, digits.tolist(), confidences.tolist(), strict=True):

@@ -2,17 +2,23 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from odenet_lightning.module import REMEDY, DivergenceError
+
+preempted = threading.Event()  # set by SIGUSR1 under SLURM
 
 
 class CheckpointError(RuntimeError):
@@ -59,6 +65,44 @@ class WholeCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
 
 
+@rank_zero_only
+def bring_along(source: Path, target: Path) -> None:
+    """Copy a file, on one process."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, which in a resumed run also remembers what was best before, and brings the file along.
+
+    Lightning forgets it where the folder has changed, and would call the first epoch after the resume
+    the best.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the earlier run's best files, where they are still there."""
+        earlier, own = state_dict.get("dirpath"), self.dirpath
+        if own is None or earlier is None or Path(earlier) == Path(own):
+            super().load_state_dict(state_dict)
+            return
+        moved: dict[str, str] = {}
+        for old in {*state_dict.get("best_k_models", {}), state_dict["best_model_path"]} - {""}:
+            if Path(old).is_file():
+                # spelled as Lightning spells it, which removes a file of another spelling as an old one
+                moved[old] = os.path.join(own, os.path.basename(old))
+                bring_along(Path(old), Path(moved[old]))
+        if state_dict["best_model_path"] not in moved:
+            return
+        self.best_model_path, self.best_model_score = (
+            moved[state_dict["best_model_path"]],
+            state_dict["best_model_score"],
+        )
+        scores = state_dict.get("best_k_models", {})
+        self.best_k_models = {moved[old]: score for old, score in scores.items() if old in moved}
+        self.kth_best_model_path = moved.get(state_dict.get("kth_best_model_path", ""), self.best_model_path)
+        self.kth_value = self.best_k_models.get(self.kth_best_model_path, state_dict["best_model_score"])  # pyright: ignore[reportAttributeAccessIssue] -- declared narrower than Lightning itself uses it
+
+
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`, the state to resume from: after every epoch, within long ones, and before a preemption.
 
@@ -78,8 +122,7 @@ class LastCheckpoint(Checkpoint):
         if every_n_train_steps < 0:
             raise ValueError(f"every_n_train_steps must not be negative, not {every_n_train_steps!r}")
         self.every_n_train_steps = every_n_train_steps
-        self.in_slurm = SLURMEnvironment.detect()
-        self.preempted = False
+        self.in_slurm = in_slurm()
 
     @staticmethod
     def path(trainer: Trainer) -> Path | None:
@@ -93,16 +136,9 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         path = self.path(trainer)
+        check_finite(trainer)
         if path is not None and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             trainer.save_checkpoint(path, weights_only=False)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the signal before Lightning does."""
-        if stage == "fit" and self.in_slurm:
-            signal.signal(signal.SIGUSR1, self._note)
-
-    def _note(self, *_: Any) -> None:
-        self.preempted = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -122,9 +158,9 @@ class LastCheckpoint(Checkpoint):
             self._requeue_if(trainer, saved=True)
 
     def _requeue_if(self, trainer: Trainer, saved: bool = False) -> None:
-        if not trainer.strategy.reduce_boolean_decision(self.preempted, all=False):
+        if not trainer.strategy.reduce_boolean_decision(preempted.is_set(), all=False):
             return
-        self.preempted = False
+        preempted.clear()
         if not saved:
             self._save(trainer)
         requeued = trainer.strategy.broadcast(requeue() if trainer.is_global_zero else False)
@@ -134,9 +170,31 @@ class LastCheckpoint(Checkpoint):
         rank_zero_warn("preempted, but the job could not be requeued: going on until it is killed")
 
 
+def in_slurm() -> bool:
+    """Whether srun has started this process."""
+    return "SLURM_PROCID" in os.environ and "SLURM_NTASKS" in os.environ
+
+
+def watch_for_preemption() -> None:
+    """Note SIGUSR1, from the first moment on and before Lightning would take it."""
+    if in_slurm():
+        signal.signal(signal.SIGUSR1, lambda *_: preempted.set())
+
+
+def check_finite(trainer: Trainer) -> None:
+    """Refuse to keep weights that are no numbers over ones that are.
+
+    Raises:
+        DivergenceError: some are not finite.
+    """
+    for name, weight in trainer.lightning_module.named_parameters():
+        if not weight.isfinite().all():
+            raise DivergenceError(f"the weights {name} are not finite after step {trainer.global_step}: {REMEDY}")
+
+
 def is_requeued() -> bool:
     """Whether this SLURM job has run before."""
-    return SLURMEnvironment.detect() and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    return in_slurm() and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
 def requeue() -> bool:

@@ -6,7 +6,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
 import yaml
@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from odenet_lightning.callbacks import (
     EpochLines,
@@ -27,10 +28,19 @@ from odenet_lightning.callbacks import (
     Throughput,
     datamodule,
 )
-from odenet_lightning.checkpoints import CheckpointError, LastCheckpoint, WholeCheckpointIO, is_requeued
+from odenet_lightning.checkpoints import (
+    BestCheckpoint,
+    CheckpointError,
+    LastCheckpoint,
+    WholeCheckpointIO,
+    in_slurm,
+    is_requeued,
+    watch_for_preemption,
+)
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.module import ClassifierModule, DivergenceError
 from odenet_lightning.solvers import SolverError
+from odenet_lightning.sources import Source
 
 PROGRAM = "python -m odenet_lightning"
 DEBUG = "ODENET_DEBUG"  # environment variable: show tracebacks
@@ -53,7 +63,7 @@ DEFAULT_NET = {
 }
 
 
-# settings of the data that a checkpoint brings along
+# settings of the data that a checkpoint brings along: another split or set would be a trap; root is this machine's
 KEPT_DATA = ("batch_size", "val_size", "split_seed", "augment")
 
 
@@ -105,7 +115,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Checkpoints and pictures get flags of their own; the network's parts can be set one by one."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(EvaluationCounts, "nfe")
@@ -134,15 +144,15 @@ class CLI(LightningCLI):
             checkpoint = load_checkpoint(path)
             hparams = checkpoint.get("hyper_parameters", {})
             model = {key: value for key, value in hparams.items() if not key.startswith("_")}
-            refuse_foreign_classes(model, path, given)
+            if names_a_network(given):
+                model.pop("net", None)
+            data = kept_data(checkpoint)
+            refuse_foreign_classes({"model": model, "data": data}, path, given)
             if model:
                 if subcommand is parser:
                     parser.error(f"expected one of {', '.join(self.subcommands())}")
                 subcommand.set_defaults({f"model.{key}": value for key, value in model.items()})
-                data = checkpoint.get("datamodule_hyper_parameters", {})
-                # a split or batches other than those it was trained with would be a trap; root is this machine's
-                kept = {key: data[key] for key in KEPT_DATA if isinstance(data.get(key), bool | int | dict)}
-                subcommand.set_defaults({f"data.{key}": value for key, value in kept.items()})
+                subcommand.set_defaults({f"data.{key}": value for key, value in data.items()})
         elif (
             given
             and given[0] in ("validate", "test", "predict")
@@ -150,6 +160,8 @@ class CLI(LightningCLI):
         ):
             raise UsageError(f"{given[0]} needs a trained network: --ckpt_path FILE (a fit prints its own)")
         self.config = parser.parse_args(given)
+        if path is not None:  # a run's own config.yaml behind the flag says null
+            self.config[self.config.subcommand].ckpt_path = path
 
     def _parse_ckpt_path(self) -> None:
         """Lightning's own way, in which the checkpoint beats the flags, is replaced by `parse_arguments`."""
@@ -167,7 +179,7 @@ class CLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(
                 save_dir=trainer.default_root_dir or ".",
                 name="lightning_logs",
-                version=os.environ.get("SLURM_JOB_ID"),
+                version=self._version(trainer.default_root_dir or "."),
                 default_hp_metric=False,
             )
         if trainer.enable_progress_bar is None:
@@ -189,6 +201,14 @@ class CLI(LightningCLI):
         if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == "best":
             checkpoint.filename = "best-{step}"  # several files need several names
         return super().instantiate_trainer(**kwargs)
+
+    def _version(self, root: str) -> str | None:
+        """A SLURM job's own number for its fit, to be found again when it is requeued; else the next free number."""
+        job = os.environ.get("SLURM_JOB_ID")
+        if job is None or self.subcommand != "fit" or not in_slurm():
+            return None
+        taken = (Path(root) / "lightning_logs" / job / "config.yaml").is_file()
+        return job if is_requeued() or not taken else None
 
     def after_instantiate_classes(self) -> None:
         """Keep the plain config of what is built from objects with the checkpoint."""
@@ -229,13 +249,17 @@ class CLI(LightningCLI):
             rows.append(("read your own", f"{PROGRAM} predict --ckpt_path {os.path.relpath(best)} --data.images DIR"))
         print("\n" + "\n".join(f"{name:<16} {value}" for name, value in rows), flush=True)
 
-    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+    def fit(self, model: ClassifierModule, **kwargs: Any) -> None:
         """Train; where that fails, say which checkpoint is left."""
         last = LastCheckpoint.path(self.trainer)
-        if kwargs.get("ckpt_path") is None and is_requeued() and last is not None and last.is_file():
+        if is_requeued() and last is not None and last.is_file():  # further on than what the job began with
             kwargs["ckpt_path"] = str(last)
         try:
             self.trainer.fit(model, **kwargs)
+            if kwargs.get("ckpt_path") and self.trainer.global_step == model.resumed_step:
+                rank_zero_warn(
+                    "no step was taken: the checkpoint's run is complete; a larger --trainer.max_epochs goes on"
+                )
         except (SolverError, DivergenceError, CheckpointError) as error:
             kept, _ = best_checkpoint(self.trainer)
             last = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"
@@ -264,14 +288,18 @@ def best_checkpoint(trainer: Trainer) -> tuple[str, float | None]:
 
 
 def checkpoint_path(args: list[str]) -> str | None:
-    """The value of --ckpt_path, where it names a file rather than one of Lightning's words (best, last, ...)."""
+    """The value of ckpt_path, where it names a file rather than one of Lightning's words (best, last, ...)."""
+    found = None
     for index, arg in enumerate(args):
-        value = arg.removeprefix("--ckpt_path=") if arg.startswith("--ckpt_path=") else None
         if arg == "--ckpt_path" and index + 1 < len(args):
-            value = args[index + 1]
-        if value is not None and value not in ("best", "last", "hpc", "registry", "null"):
-            return value
-    return None
+            found = args[index + 1]
+        elif arg.startswith("--ckpt_path="):
+            found = arg.removeprefix("--ckpt_path=")
+        elif arg in ("--config", "-c") or arg.startswith("--config="):
+            for config in config_files(args[index : index + 2]):
+                tree = read_yaml(config)
+                found = (tree.get("ckpt_path") or found) if isinstance(tree, dict) else found
+    return found if found not in ("best", "last", "hpc", "registry", "null") else None
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:
@@ -288,9 +316,22 @@ def load_checkpoint(path: str) -> dict[str, Any]:
         if re.search(r"unsupported (global|class)", str(e), re.IGNORECASE):
             raise UsageError(f"{path} is refused: it holds more than plain data, and loading it could run code") from e
         raise UsageError(f"{path} is not a checkpoint that can be read (truncated, or another kind of file)") from e
-    if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+    parts = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters", MNISTDataModule.__qualname__)
+    if (
+        not isinstance(checkpoint, dict)
+        or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
+        or not all(isinstance(checkpoint.get(part, {}), dict) for part in parts)
+    ):
         raise UsageError(f"{path} is not a Lightning checkpoint: train one with '{PROGRAM} fit'")
     return checkpoint
+
+
+def kept_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the data that a checkpoint was trained with, and the set that it really used."""
+    hparams = checkpoint.get("datamodule_hyper_parameters", {})
+    kept = {key: hparams[key] for key in KEPT_DATA if isinstance(hparams.get(key), bool | int | dict)}
+    used = checkpoint.get(MNISTDataModule.__qualname__, {}).get("digits_used")
+    return kept | ({"source": used} if used in get_args(Source) else {})
 
 
 def config_files(args: list[str]) -> list[Path]:
@@ -314,36 +355,47 @@ def names_a_network(args: list[str]) -> bool:
 def config_names_a_network(path: Path) -> bool:
     """Whether model.net of a config has a class."""
     try:
-        net = yaml.safe_load(path.read_text())["model"]["net"]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        return False  # no such entry, or a file that the parser will refuse
+        net = read_yaml(path)["model"]["net"]
+    except (KeyError, TypeError):
+        return False
     return isinstance(net, str) or (isinstance(net, dict) and "class_path" in net)
 
 
-def dotted_names(tree: Any) -> set[str]:
-    """All texts in a config, at any depth, that could be the path of a class."""
+def texts(tree: Any) -> set[str]:
+    """All texts in a config, at any depth."""
     if isinstance(tree, dict):
-        return dotted_names(list(tree.values()))
+        return texts(list(tree.values()))
     if isinstance(tree, list | tuple):
-        return set().union(*(dotted_names(value) for value in tree))
-    is_path = isinstance(tree, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", tree)
-    return {tree} if is_path else set()
+        return set().union(*(texts(value) for value in tree))
+    return {tree} if isinstance(tree, str) else set()
 
 
-def refuse_foreign_classes(model: dict[str, Any], path: str, given: list[str]) -> None:
+def refuse_foreign_classes(settings: dict[str, Any], path: str, given: list[str]) -> None:
     """Refuse to import what a checkpoint names, unless the command line or its configs name it, too.
 
+    A text that is no plain word may be a class path, or YAML or a file with one in it: the parser would
+    follow all of them.
+
     Raises:
-        UsageError: a class is neither this project's nor torch's nor named by the user.
+        UsageError: a text is neither a plain word, nor a class of this project or torch, nor given by the user.
     """
-    own = ("odenet_lightning.", "torch.")
-    named = " ".join([*given, *(path.read_text() for path in config_files(given))])
-    for name in sorted(dotted_names(model)):
-        if not name.startswith(own) and name not in named:
+    at = [i for i, arg in enumerate(given) if arg == "--ckpt_path"]
+    flags = [arg.split("=", 1)[-1] for i, arg in enumerate(given) if i - 1 not in at and "ckpt_path=" not in arg]
+    trusted = {*flags, *texts([read_yaml(config) for config in config_files(given)])}
+    for text in sorted(texts(settings) - trusted):
+        if not re.fullmatch(r"[\w+-]*|(odenet_lightning|torch)(\.[A-Za-z_]\w*)+", text):
             raise UsageError(
-                f"{path} names the class {name}, and importing it would run its code: "
+                f"{path} names {text[:80]!r}, and importing that would run its code: "
                 "if you trust it, give the config that it was trained with, too (--config FILE)"
             )
+
+
+def read_yaml(path: Path) -> Any:
+    """A config's content, or nothing where the parser will refuse it."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):
+        return None
 
 
 def quieten() -> None:
@@ -354,7 +406,7 @@ def quieten() -> None:
         "lightning.pytorch.accelerators.cuda",
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # test, validate and predict have folders of their own
+    # the best checkpoint's state is brought along all the same
     warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # third parties' deprecations are theirs to mend
@@ -384,6 +436,7 @@ def explain(error: BaseException) -> str:
 def main(args: ArgsType = None) -> None:
     """Run the command line; errors end in one line and exit code 1 (2 for a wrong call)."""
     quieten()
+    watch_for_preemption()
     try:
         CLI(
             ClassifierModule,

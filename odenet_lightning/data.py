@@ -75,10 +75,20 @@ class TrainingBatches:
 
     def state_dict(self) -> dict[str, int]:
         """The place: the epoch, and how many of its batches were taken. Lightning keeps it in every checkpoint."""
-        return {"epoch": self.epoch, "position": self.position}
+        return {"epoch": self.epoch, "position": self.position, "images": self.batch_size * self.processes}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Have the next pass go on from there, if it is of that epoch."""
+        """Have the next pass go on from there, if it is of that epoch.
+
+        Raises:
+            DataError: in the middle of an epoch that was cut into other batches.
+        """
+        images = self.batch_size * self.processes
+        if images != state_dict["images"] and 0 < state_dict["position"] < len(self.digits) // state_dict["images"]:
+            raise DataError(
+                f"the checkpoint is within an epoch of {state_dict['images']} images a step, this run takes {images}; "
+                "resume with the same batch_size x processes, or from a checkpoint at an epoch's end"
+            )
         self.epoch, self.position, self.resumed = state_dict["epoch"], state_dict["position"], True
 
     def __len__(self) -> int:
@@ -270,7 +280,10 @@ class MNISTDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The order's seed and the place in it; kept in every checkpoint."""
-        return {"order_seed": self.order_seed, "place": self.batches.state_dict()} if self.batches else {}
+        if self.batches is None:
+            return {}
+        place = self.batches.state_dict()
+        return {"order_seed": self.order_seed, "place": place, "digits_used": self.digits_used}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on in the same order, whatever seed the new run has, at the same place.

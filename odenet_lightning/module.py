@@ -20,6 +20,7 @@ Schedule = Literal["constant", "one_cycle", "cosine"]
 Batch = tuple[Tensor, Tensor]
 
 MAX_SKIPS = 10  # batches in a row left out before the run ends
+REMEDY = "try a smaller learning rate, --trainer.gradient_clip_val 1, or an adaptive solver"
 ACCURACY_COUNTS = ("tp", "fp", "tn", "fn")  # what torchmetrics' accuracy adds up
 
 
@@ -91,6 +92,7 @@ class ClassifierModule(LightningModule):
         self.on_solver_error, self.compile_solve = on_solver_error, compile
         self.skipped = self.skipped_in_a_row = 0
         self.resumed: dict[str, Any] = {}
+        self.resumed_step: int | None = None
         self.train_acc = MulticlassAccuracy(CLASSES, average="micro", validate_args=False)
         self.val_acc = MulticlassAccuracy(CLASSES, average="micro", validate_args=False)
         self.test_acc = MulticlassAccuracy(CLASSES, average="micro", validate_args=False)
@@ -127,8 +129,7 @@ class ClassifierModule(LightningModule):
         if is_written(self.trainer, self.trainer.global_step + 1):
             if not loss.isfinite():
                 raise DivergenceError(
-                    f"the loss is {float(loss.detach())} at step {self.trainer.global_step + 1}: try a smaller "
-                    "learning rate, --trainer.gradient_clip_val 1, or an adaptive solver"
+                    f"the loss is {float(loss.detach())} at step {self.trainer.global_step + 1}: {REMEDY}"
                 )
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
@@ -262,6 +263,7 @@ class ClassifierModule(LightningModule):
         """Take the warm steps back, and in a resumed run what `on_train_start` needs."""
         for block, step in zip(self.net.ode_blocks, checkpoint.get("warm_steps", []), strict=False):
             block.warm_step = step
+        self.resumed_step = checkpoint.get("global_step", 0)
         self.resumed = {key: checkpoint[key] for key in ("rng", "train_acc") if key in checkpoint}
 
     def _go_on(self) -> None:

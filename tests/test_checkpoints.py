@@ -166,3 +166,19 @@ def test_divergence_keeps_the_best_checkpoint(
     best = torch.load("lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
     assert best["global_step"] == 4
     assert all(value.isfinite().all() for value in best["state_dict"].values())
+
+
+def test_weights_that_are_no_numbers_are_not_kept(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two looks at the loss, last.ckpt falls due."""
+    config = workdir / "explode.yaml"
+    config.write_text("trainer: {callbacks: [{class_path: tests.processes.Explode, init_args: {step: 6}}]}")
+    args = ["--data.root", str(sample_root), "--config", str(config), "--last.every_n_train_steps", "3"]
+    net = ["--model.net.solver", "Midpoint", "--model.net.solver.num_steps", "1"]
+    with pytest.raises(SystemExit):
+        main([*FIT, *args, *net, "--trainer.limit_train_batches", "20", "--trainer.max_epochs", "1"])
+    assert "are not finite after step 6" in capsys.readouterr().err
+    last = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
+    assert all(value.isfinite().all() for value in last["state_dict"].values())

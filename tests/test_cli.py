@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning import Trainer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odenet_lightning import ClassifierModule
-from odenet_lightning.cli import DEFAULT_NET, checkpoint_path, condense, dotted_names, main
+from odenet_lightning.cli import DEFAULT_NET, checkpoint_path, condense, main
 from odenet_lightning.sources import load_sample
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
@@ -121,13 +122,27 @@ def test_a_narrower_checkpoint_needs_no_flags(
     assert module.num_params == 3_456
 
 
-def test_resuming_continues_in_a_new_folder(run: Path, workdir: Path, sample_root: Path) -> None:
+def score_of(checkpoint: dict[str, Any]) -> torch.Tensor:
+    """What the best checkpoint so far is best in."""
+    return next(state for name, state in checkpoint["callbacks"].items() if "val/acc" in name)["best_model_score"]
+
+
+@pytest.mark.filterwarnings("default:no step was taken")
+def test_resuming_continues_in_a_new_folder(
+    run: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(run, workdir / "lightning_logs/version_0")
     before = {path: path.stat().st_mtime_ns for path in (workdir / "lightning_logs/version_0").rglob("*")}
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 1
     resume = ["--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt"]
     main(["fit", *SAMPLE, "--data.root", str(sample_root), *FEW, *resume])
+    told = capsys.readouterr()
+    assert "no step was taken: the checkpoint's run is complete" in told.err
+    assert f"best val/acc     {float(score_of(checkpoint)):.2%}" in told.out, (
+        "it is remembered, and the file brought along"
+    )
+    assert (workdir / "lightning_logs/version_1/checkpoints/best.ckpt").is_file()
     assert before == {path: path.stat().st_mtime_ns for path in before}, "an earlier run's files were touched"
     assert (workdir / "lightning_logs/version_1").is_dir()
 
@@ -313,7 +328,7 @@ def test_own_field_and_network_plug_in_by_path(
         "sample",
     ]
     error = fails([*test, "--data.root", str(sample_root)], capsys)
-    assert "names the class mine.Rotation, and importing it would run its code" in error
+    assert "names 'mine.Rotation', and importing that would run its code" in error
     for trusted in (["--config", "mine.yaml"], ["--config=lightning_logs/version_0/config.yaml"]):
         main([*test, "--data.root", str(sample_root), *trusted])
         assert "Accuracy on 500 test images" in capsys.readouterr().out
@@ -329,9 +344,41 @@ def test_augmentation_by_class_path_and_flags(workdir: Path, sample_root: Path) 
     assert augment["init_args"]["degrees"] == 25.0
 
 
-def test_dotted_names_are_found_at_any_depth() -> None:
-    tree = {"a": ["x.Y", {"class_path": "p.q.R", "init_args": {"v": 0.5, "w": "1.5", "file": "data/x"}}], "b": "plain"}
-    assert dotted_names(tree) == {"x.Y", "p.q.R"}
+EVIL = "from pathlib import Path\n\nPath('ran').touch()\n\n\nclass A:\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("net", {"class_path": "evil.A"}),
+        ("net", '{"class_path": "evil.A"}'),
+        ("net", "evil.yaml"),
+        ("net", "./evil.yaml"),
+        ("net", {"class_path": "odenet_lightning.ODENet", "init_args": {"field": {"class_path": "evil.A"}}}),
+        ("net", {"class_path": "torch.nn.Identity", "dict_kwargs": {"x": "evil.A"}}),
+        ("optimizer", "evil.A"),
+        ("augment", {"class_path": "evil.A"}),
+    ],
+)
+@pytest.mark.parametrize("name", ["last.ckpt", "evil.A.ckpt", "evil.A"])
+def test_a_checkpoint_imports_nothing_foreign(
+    part: str,
+    value: Any,
+    name: str,
+    run: Path,
+    workdir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(workdir))
+    (workdir / "evil.py").write_text(EVIL)
+    (workdir / "evil.yaml").write_text("class_path: evil.A")
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint["datamodule_hyper_parameters" if part == "augment" else "hyper_parameters"][part] = value
+    torch.save(checkpoint, workdir / name)
+    for args in (["test", "--ckpt_path", name], ["fit", f"--ckpt_path={name}"]):
+        assert "importing that would run its code" in fails([*args, "--data.source", "sample"], capsys)
+    assert not (workdir / "ran").exists()
 
 
 def test_another_class_of_network_keeps_its_own_width(
@@ -349,26 +396,56 @@ def test_another_class_of_network_keeps_its_own_width(
     assert "training ODENet, 5,206 parameters" in capsys.readouterr().out
 
 
-def test_a_checkpoint_brings_its_split_along(workdir: Path, sample_root: Path) -> None:
+def test_a_checkpoint_brings_its_split_along(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = ["--data.source", "sample", "--data.root", str(sample_root)]
     few = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", *QUICK, *data]
     main(["fit", *few, "--data.batch_size", "23", "--data.split_seed", "7", "--data.augment", "false"])
+    capsys.readouterr()
     last = "lightning_logs/version_0/checkpoints/last.ckpt"
     main(["fit", *few, "--ckpt_path", last, "--trainer.max_epochs", "3", "--model.schedule", "constant"])
     kept = yaml.safe_load(Path("lightning_logs/version_1/config.yaml").read_text())["data"]
     assert (kept["batch_size"], kept["split_seed"], kept["augment"]) == (23, 7, False)
-    main(
-        [
-            "fit",
-            *few,
-            "--ckpt_path",
-            last,
-            "--trainer.max_epochs",
-            "3",
-            "--model.schedule",
-            "constant",
-            "--data.batch_size",
-            "29",
-        ]
-    )
-    assert yaml.safe_load(Path("lightning_logs/version_2/config.yaml").read_text())["data"]["batch_size"] == 29
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["test", "--ckpt_path", last, "--data.batch_size", "29", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["data"]
+    assert (printed["batch_size"], printed["split_seed"], printed["source"]) == (29, 7, "sample")
+
+
+def test_a_requeued_job_goes_on_from_its_own_state(
+    run: Path, workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was started from: that lies behind it."""
+    shutil.copy(run / "checkpoints/best.ckpt", workdir / "begin.ckpt")
+    seen: list[str | None] = []
+    monkeypatch.setattr(Trainer, "fit", lambda *_, ckpt_path=None, **__: seen.append(ckpt_path))
+    monkeypatch.setattr(Trainer, "log_dir", property(lambda self: self.logger.log_dir))
+    in_job = {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "interactive"}
+    for name, value in in_job.items():
+        monkeypatch.setenv(name, value)
+    args = ["fit", *SAMPLE, "--data.root", str(sample_root), *QUICK, "--ckpt_path", "begin.ckpt"]
+    main(args)
+    own = workdir / "lightning_logs/77/checkpoints/last.ckpt"
+    own.parent.mkdir(parents=True)
+    shutil.copy(run / "checkpoints/last.ckpt", own)
+    main(args)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    main(args)
+    assert [Path(path or "").resolve() for path in seen] == [workdir / "begin.ckpt"] * 2 + [own]
+
+
+def test_two_fits_and_a_test_within_one_job(
+    workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    few = [*SAMPLE, "--data.root", str(sample_root), *QUICK[:4], "--trainer.max_epochs", "1"]
+    few += ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    main(["fit", *few])
+    main(["fit", *few])
+    main(["test", *few, "--ckpt_path", "lightning_logs/77/checkpoints/best.ckpt"])
+    assert "Accuracy on 500 test images" in capsys.readouterr().out
+    assert (workdir / "lightning_logs/version_0/checkpoints/best.ckpt").is_file()

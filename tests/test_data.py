@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.plugins import Precision
 from torchvision.datasets.mnist import read_image_file
 
 from odenet_lightning import MNISTDataModule, data, sources
@@ -209,6 +210,7 @@ def test_only_training_is_augmented(sample_root: Path) -> None:
 
     class Stub:
         training = False
+        precision_plugin = Precision()
 
     module.trainer = Stub()  # type: ignore[assignment]
     assert torch.equal(module.on_after_batch_transfer(batch, 0)[0], normalise(batch[0]))
@@ -254,3 +256,14 @@ def test_full_mnist_is_split(mnist_root: Path) -> None:
         "test": 10_000,
     }
     assert module.parts["test"].labels[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def test_other_batches_are_refused_within_an_epoch() -> None:
+    first = TrainingBatches(numbered(100), 10, EpochOrder(100, 0))
+    stream = iter(first)
+    next(stream)
+    with pytest.raises(DataError, match="an epoch of 10 images a step, this run takes 20"):
+        TrainingBatches(numbered(100), 10, EpochOrder(100, 0), processes=2).load_state_dict(first.state_dict())
+    for _ in stream:
+        pass
+    TrainingBatches(numbered(100), 10, EpochOrder(100, 0), processes=2).load_state_dict(first.state_dict())

@@ -92,6 +92,9 @@ def test_killed_and_resumed_is_as_undisturbed(
     for name, weight in expected["state_dict"].items():
         assert torch.equal(weight, found["state_dict"][name]), name
     assert str(found["optimizer_states"]) == str(expected["optimizer_states"])
+    best = [sorted(folder.rglob("best.ckpt"))[-1] for folder in (undisturbed, tmp_path)]
+    steps = [torch.load(path, weights_only=True)["global_step"] for path in best]
+    assert steps[0] == steps[1], "the best epoch is the same, before the kill or after it"
     logs = tmp_path / "lightning_logs"
     first = torch.load(left[-1], weights_only=True)["global_step"] if left else 0
     before, after = curves(logs / "version_0", before=first), curves(logs / "version_1")

@@ -1,3 +1,5 @@
+import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from odenet_lightning import scans
 from odenet_lightning.scans import FolderError, like_mnist, load_folder, read_digit
 from odenet_lightning.sources import load_sample
 
@@ -97,13 +100,24 @@ def test_folder_goes_on_past_what_it_cannot_read(tmp_path: Path, digit: Tensor) 
     (tmp_path / "readme.txt").write_text("not looked at")
     Image.new("L", (50, 50), 255).save(tmp_path / "blank.png")
     Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "postscript.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    Image.new("L", (50, 50), 255).save(tmp_path / "gif.png", format="GIF")
+    Image.new("L", (50, 50), 0).save(tmp_path / "odd.png", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x02")
     images, paths, bad = load_folder(tmp_path)
     assert images.shape == (1, 28, 28)
     assert [path.name for path in paths] == ["good.png"]
-    assert len(bad) == 8
+    assert len(bad) == 12
     assert not any("\n" in line for line in bad)
     told = "\n".join(bad)
-    for part in ("'empty.png'", "'bomb.png': Image size", "'blank.png': nothing to see", r"'two\nlines.png'"):
+    for part in (
+        "'empty.png'",
+        "'bomb.png': Image size",
+        "'blank.png': nothing to see",
+        r"'two\nlines.png'",
+        "'pipe.png': not a file",
+        "'gif.png': not a picture",
+    ):
         assert part in told
 
 
@@ -117,3 +131,22 @@ def test_folder_without_pictures_is_refused(tmp_path: Path, content: str) -> Non
         (folder / ("a.png" if content == "unreadable" else "a.txt")).write_text("no picture")
     with pytest.raises(FolderError, match="folder"):
         load_folder(folder)
+
+
+def test_whatever_a_reader_raises_is_one_picture_s_fault(
+    tmp_path: Path, digit: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow raises struct.error for some broken EXIF blocks."""
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, digit)
+    whole = scans.read_digit
+
+    def fails_once(path: Path) -> Tensor:
+        if path.name == "a.png":
+            raise struct.error("unpack requires a buffer of 2 bytes")
+        return whole(path)
+
+    monkeypatch.setattr(scans, "read_digit", fails_once)
+    _, paths, bad = load_folder(tmp_path)
+    assert [path.name for path in paths] == ["b.png"]
+    assert bad == ["'a.png': unpack requires a buffer of 2 bytes"]
