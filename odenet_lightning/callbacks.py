@@ -79,7 +79,7 @@ class EvaluationCounts(Callback):
         if budget < 1:
             raise ValueError(f"budget must be at least 1, not {budget!r}")
         self.budget = budget
-        self.warned = False
+        self.warned = self.exceeded = False
         self.forward: list[int] = []
         self.backward: list[int] = []
         self.validation: list[int] = []
@@ -133,8 +133,12 @@ class EvaluationCounts(Callback):
         if self.budget / 2 < evaluations <= self.budget and not self.warned:
             self.warned = True
             rank_zero_warn(f"a step cost {evaluations} evaluations of the field; the run ends beyond {self.budget}")
-        # every process must end together, whichever of them has the hard batch
-        if trainer.strategy.reduce_boolean_decision(evaluations > self.budget, all=False):
+        self.exceeded = self.exceeded or evaluations > self.budget
+        # every process must end together, whichever of them has the hard batch; asking at every step costs several
+        # processes some of their speed
+        if trainer.world_size > 1 and not is_written(trainer, trainer.global_step):
+            return
+        if trainer.strategy.reduce_boolean_decision(self.exceeded, all=False):
             rank_zero_warn(
                 f"a step cost more evaluations than the budget of {self.budget} ({evaluations} here): ending the run; "
                 "try a smaller learning rate, more weight decay, looser tolerances or a fixed step"
