@@ -154,6 +154,9 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
         self._save(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop between two epochs: only now is the last one's train/acc written."""
         if self.in_slurm:
             self._requeue_if(trainer, saved=True)
 

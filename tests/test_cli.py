@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odenet_lightning import ClassifierModule
-from odenet_lightning.cli import DEFAULT_NET, checkpoint_path, condense, main
+from odenet_lightning.cli import CLI, DEFAULT_NET, checkpoint_path, condense, main
 from odenet_lightning.sources import load_sample
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
@@ -421,6 +421,7 @@ def test_a_requeued_job_goes_on_from_its_own_state(
     shutil.copy(run / "checkpoints/best.ckpt", workdir / "begin.ckpt")
     seen: list[str | None] = []
     monkeypatch.setattr(Trainer, "fit", lambda *_, ckpt_path=None, **__: seen.append(ckpt_path))
+    monkeypatch.setattr(CLI, "after_fit", lambda _: None)
     monkeypatch.setattr(Trainer, "log_dir", property(lambda self: self.logger.log_dir))
     in_job = {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "interactive"}
     for name, value in in_job.items():
