@@ -15,6 +15,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summary
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from odenet_lightning.block import SolveRecord
@@ -82,7 +83,7 @@ class EvaluationCounts(Callback):
         self.warned = self.exceeded = False
         self.forward: list[int] = []
         self.backward: list[int] = []
-        self.validation: list[int] = []
+        self.validation = MeanMetric()
 
     def state_dict(self) -> dict[str, Any]:
         """The counts since they were last written, so that a resumed run averages over the same steps."""
@@ -163,15 +164,17 @@ class EvaluationCounts(Callback):
         """Count the batch."""
         records = self._collect(pl_module)
         if records:
-            self.validation.append(sum(record.forward.evaluations for record in records))
+            self.validation.update(sum(record.forward.evaluations for record in records))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start afresh."""
+        self.validation.reset()
+        self.validation.to(pl_module.device)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the average over the batches of all processes, which may not have the same number of them."""
-        own = torch.tensor([sum(self.validation), len(self.validation)], dtype=torch.float32, device=pl_module.device)
-        evaluations, batches = trainer.strategy.reduce(own, reduce_op="sum").tolist()
-        if batches:
-            pl_module.log("nfe/val_forward", evaluations / batches, batch_size=1, sync_dist=True)
-        self.validation = []
+        if classifier(pl_module).net.ode_blocks:
+            pl_module.log("nfe/val_forward", self.validation.compute(), batch_size=1, sync_dist=True)
 
 
 class CoarseStart(Callback):

@@ -63,7 +63,19 @@ class Classifier(nn.Module, ABC):
         return [m for m in self.modules() if isinstance(m, ODEBlock)]
 
 
-class ODENet(Classifier):
+class OneBlock(Classifier):
+    """head(block(stem(x))): what the networks with a single ODE block share."""
+
+    stem: nn.Module
+    block: ODEBlock
+    head: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits `[B, 10]` of images `[B, 1, 28, 28]`."""
+        return self.head(self.block(self.stem(x)))
+
+
+class ODENet(OneBlock):
     """The post's network: stem, one ODE block, head; 10,564 parameters at 6 channels.
 
     Args:
@@ -93,10 +105,6 @@ class ODENet(Classifier):
             max_nfe=max_nfe,
         )
         self.head = Head(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits `[B, 10]` of images `[B, 1, 28, 28]`."""
-        return self.head(self.block(self.stem(x)))
 
 
 class ResidualBlock(nn.Module):
@@ -166,7 +174,7 @@ class PaperHead(nn.Module):
         return self.fc(F.relu(self.norm(y)).mean((2, 3)))
 
 
-class PaperODENet(Classifier):
+class PaperODENet(OneBlock):
     """The ODE-Net of Chen et al. 2018 (arXiv:1806.07366, Table 1): 208,266 parameters at 64 channels.
 
     Args:
@@ -195,10 +203,6 @@ class PaperODENet(Classifier):
             max_nfe=max_nfe,
         )
         self.head = PaperHead(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits `[B, 10]` of images `[B, 1, 28, 28]`."""
-        return self.head(self.block(self.stem(x)))
 
 
 class PreActivationBlock(nn.Module):
@@ -265,7 +269,7 @@ class FlatHead(nn.Module):
         return self.fc(y.flatten(1))
 
 
-class AugmentedODENet(Classifier):
+class AugmentedODENet(OneBlock):
     """The augmented Neural ODE of Dupont et al. 2019 (arXiv:1904.01681): 84,816 parameters.
 
     No convolutional stem: the image itself, with channels of zeros beside it, is the state at
@@ -306,29 +310,6 @@ class AugmentedODENet(Classifier):
         # a third less time on a CPU
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits `[B, 10]` of images `[B, 1, 28, 28]`."""
-        return self.head(self.block(self.stem(x)))
-
-
-class PyramidStem(nn.Module):
-    """A convolution and a pooling to half the size: `[B, 1, 28, 28]` -> `[B, C, 14, 14]`."""
-
-    def __init__(self, hidden: int, channels: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, hidden, kernel_size=3, padding=1),
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(hidden),
-            nn.SiLU(),
-            nn.Conv2d(hidden, channels, kernel_size=1),
-            nn.BatchNorm2d(channels),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the first block's input."""
-        return self.layers(x)
-
 
 class Transition(nn.Module):
     """Half the size, other channels: `[B, C, H, W]` -> `[B, D, H / 2, W / 2]`."""
@@ -346,6 +327,19 @@ class Transition(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """Return the next block's input."""
         return self.layers(y)
+
+
+class PyramidStem(nn.Module):
+    """A convolution and a transition: `[B, 1, 28, 28]` -> `[B, C, 14, 14]`."""
+
+    def __init__(self, hidden: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, hidden, kernel_size=3, padding=1)
+        self.transition = Transition(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the first block's input."""
+        return self.transition(self.conv(x))
 
 
 class PositionHead(nn.Module):

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,20 +13,22 @@ from odenet_lightning.cli import main
 
 
 class KillAt(Callback):
-    """Kills the process, as `kill -9` does, after so many optimiser steps.
+    """Sends a process a signal, by default that of `kill -9`, after so many optimiser steps.
 
     Args:
         step: the step.
         moment: a hook of Lightning's callbacks.
+        rank: which of several processes.
+        number: the signal's; 2 is Ctrl-C's.
     """
 
-    def __init__(self, step: int, moment: str = "on_train_batch_end") -> None:
-        self.step = step
+    def __init__(self, step: int, moment: str = "on_train_batch_end", rank: int = 0, number: int = 9) -> None:
+        self.step, self.rank, self.number = step, rank, number
         setattr(self, moment, self._kill)
 
     def _kill(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step >= self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.global_step >= self.step and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.number)
 
 
 def _quiet(call: Callable[[], Any], folder: Path) -> None:
@@ -77,43 +78,6 @@ class Explode(Callback):
         if trainer.global_step == self.step:
             for parameter in pl_module.parameters():
                 parameter.data.mul_(float("inf"))
-
-
-class KillRank(Callback):
-    """Kills one of several processes after so many steps.
-
-    Args:
-        rank: which.
-        step: the step.
-    """
-
-    def __init__(self, rank: int, step: int) -> None:
-        self.rank, self.step = rank, step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Kill it."""
-        if trainer.global_rank == self.rank and trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Interrupt(Callback):
-    """Presses Ctrl-C after so many steps.
-
-    Args:
-        step: the step.
-    """
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Press it."""
-        if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 class Watch(Callback):

@@ -13,7 +13,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odenet_lightning import ClassifierModule
-from odenet_lightning.cli import CLI, DEFAULT_NET, checkpoint_path, condense, main
+from odenet_lightning.arguments import checkpoint_path
+from odenet_lightning.cli import CLI, DEFAULT_NET, condense, main
 from odenet_lightning.sources import load_sample
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import command
+
 SMALL = ["--data.source", "sample", "--trainer.accelerator", "cpu", "--pictures.every_n_epochs", "0"]
 
 
@@ -16,7 +18,7 @@ SMALL = ["--data.source", "sample", "--trainer.accelerator", "cpu", "--pictures.
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_a_dead_worker_ends_the_others(tmp_path: Path, sample_root: Path, launcher: str) -> None:
     config = tmp_path / "kill.yaml"
-    kill = "{class_path: tests.processes.KillRank, init_args: {rank: 1, step: 5}}"
+    kill = "{class_path: tests.processes.KillAt, init_args: {rank: 1, step: 5}}"
     config.write_text(f"trainer: {{devices: 2, callbacks: [{kill}]}}")
     fit = ["-m", "odenet_lightning", "fit", *SMALL, "--data.root", str(sample_root), "--config", str(config)]
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if launcher == "torchrun" else []
@@ -53,10 +55,8 @@ def test_memory_and_files_do_not_grow(tmp_path: Path, sample_root: Path) -> None
 def test_interrupt_keeps_the_last_checkpoint(tmp_path: Path, sample_root: Path) -> None:
     """Ctrl-C in the third epoch."""
     config = tmp_path / "interrupt.yaml"
-    config.write_text("trainer: {callbacks: [{class_path: tests.processes.Interrupt, init_args: {step: 10}}]}")
+    config.write_text("trainer: {callbacks: [{class_path: tests.processes.KillAt, init_args: {step: 10, number: 2}}]}")
     args = ["fit", *SMALL, "--data.root", str(sample_root), "--config", str(config)]
     args += ["--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1"]
-    from tests.processes import command
-
     assert command(args, tmp_path) in (1, 130, -signal.SIGINT)
     assert (tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt").is_file()

@@ -16,6 +16,7 @@ from odenet_lightning.models import (
     AugmentedODENet,
     Classifier,
     Composed,
+    FlatHead,
     Head,
     ODENet,
     PaperODENet,
@@ -255,6 +256,7 @@ def test_augmented_net_has_its_parameters_and_zeros() -> None:
     torch.manual_seed(0)
     net = AugmentedODENet(solver=Midpoint(num_steps=1))
     assert net.num_params == 84_816
+    assert isinstance(net.head, FlatHead)
     x = torch.rand(2, 1, 28, 28)
     state = net.stem(x)
     assert state.shape == (2, 6, 28, 28)
