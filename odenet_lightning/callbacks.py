@@ -293,15 +293,11 @@ class EpochLines(Callback):
 
 
 class EventFile(Callback):
-    """Keeps TensorBoard's event file complete: hyperparameters in, nothing lost by a kill, no step twice.
+    """Keeps TensorBoard's event file complete: hyperparameters in, no step twice.
 
-    Events are flushed with every checkpoint, so that a killed run's curves reach as far as what is
-    resumed. A run that goes on in the same folder (a requeued SLURM job) tells TensorBoard to forget
+    A run that goes on in the same folder (a requeued SLURM job) tells TensorBoard to forget
     what was written after its checkpoint, since those steps are taken again.
     """
-
-    def __init__(self) -> None:
-        self.flush_due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the hyperparameters once, with what only a set-up run knows, beside the metrics really logged."""
@@ -322,17 +318,6 @@ class EventFile(Callback):
         experiment, session, _ = hparams_summary(values, {"val/acc": 0.0, "val/loss": 0.0})
         for summary in (experiment, session):
             file.add_summary(summary)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """What is logged of this step comes after this call."""
-        self.flush_due = True
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Flush after the step of a checkpoint."""
-        writer = tensorboard(trainer) if self.flush_due else None
-        if writer is not None:
-            writer.flush()
-        self.flush_due = False
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:

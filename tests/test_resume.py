@@ -21,7 +21,10 @@ def config(folder: Path, sample_root: Path, kill: dict[str, Any] | None = None) 
     callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": recent}]
     if kill:
         callbacks.append({"class_path": "tests.processes.KillAt", "init_args": kill})
-    solver = {"class_path": "odenet_lightning.solvers.Dopri5", "init_args": {"rtol": 1e-3, "first_step": "warm"}}
+    solver = {
+        "class_path": "odenet_lightning.solvers.Dopri5",
+        "init_args": {"rtol": 1e-5, "atol": 1e-5, "first_step": "warm"},
+    }
     tree = {
         "model": {
             "net": {"class_path": "odenet_lightning.ODENet", "init_args": {"channels": 2, "solver": solver}},
