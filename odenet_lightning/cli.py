@@ -47,7 +47,9 @@ from odenet_lightning.checkpoints import (
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.module import ClassifierModule, DivergenceError
 from odenet_lightning.solvers import SolverError
+from odenet_lightning.studies import STUDIES, run
 
+DESCRIPTION = f"Neural ODE classifiers. Besides: '{PROGRAM} study NAME' answers a question in rows and a figure."
 DEBUG = "ODENET_DEBUG"  # environment variable: show tracebacks
 
 # epochs of a run that is given no length: about as many steps as pay on a full set and on the sample
@@ -274,6 +276,28 @@ class CLI(LightningCLI):
         self.trainer.test(model, **{**kwargs, "verbose": False})
 
 
+def study(args: list[str]) -> None:
+    """`study NAME`: measure, draw, print."""
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # for runs of several processes
+    parser = Parser(prog=f"{PROGRAM} study", description="Answer a question in rows and a figure.")
+    commands = parser.add_subcommands(metavar="NAME")
+    for name, kind in STUDIES.items():
+        # the first line of its file is its question
+        question = (sys.modules[kind.__module__].__doc__ or "").splitlines()[0]
+        command = Parser(description=question)
+        command.add_argument("--quick", action="store_true", help="a small version, on the sample, in under a minute")
+        command.add_argument("--folder", type=str | None, help="where its files go (lightning_logs/study-NAME)")
+        command.add_class_arguments(kind)
+        if "--quick" in args:
+            command.set_defaults({"source": "sample", **kind.quick})
+        commands.add_subcommand(name, command, help=question)
+    chosen = parser.parse_args(args)
+    settings = chosen[chosen.subcommand].as_dict()
+    quick, folder = settings.pop("quick"), settings.pop("folder")
+    folder = folder or f"lightning_logs/study-{chosen.subcommand}{'-quick' if quick else ''}"
+    run(STUDIES[chosen.subcommand](**settings), Path(folder))
+
+
 def best_checkpoint(trainer: Trainer) -> tuple[str, float | None]:
     """The best checkpoint's path and what it is best in; else the last one's, else nothing."""
     for callback in trainer.checkpoint_callbacks:
@@ -323,11 +347,16 @@ def main(args: ArgsType = None) -> None:
     """Run the command line; errors end in one line and exit code 1 (2 for a wrong call)."""
     quieten()
     watch_for_preemption()
+    given = list(sys.argv[1:] if args is None else args) if not isinstance(args, dict | Namespace) else []
     try:
+        if given[:1] == ["study"]:
+            study(given[1:])
+            return
         CLI(
             ClassifierModule,
             MNISTDataModule,
             parser_class=Parser,
+            parser_kwargs={"prog": PROGRAM, "description": DESCRIPTION},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             # a requeued job goes on in its own folder; no other run may write over one

@@ -1,6 +1,7 @@
 """Arrays -> matplotlib figures. No files, no trainer, no global state: each figure stands alone."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,6 +21,24 @@ def release(figure: Figure) -> None:
     figure.clear()
     canvas.renderer = None  # pyright: ignore[reportAttributeAccessIssue] -- Agg's buffer of pixels
     canvas.figure = figure.canvas = None  # type: ignore[assignment]
+
+
+# black, orange, blue, sky, green, purple, grey (Okabe and Ito 2008): told apart by every eye, and by markers in grey
+COLOURS = ("#000000", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#888888")
+MARKERS = "os^Dv*X"
+LINES = ("-", "--", "-.", ":", "-", "--", "-.")
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the index-th series of a figure, for `Axes.plot`."""
+    index %= len(COLOURS)
+    return {
+        "color": COLOURS[index],
+        "marker": MARKERS[index],
+        "linestyle": LINES[index],
+        "markersize": 5,
+        "markerfacecolor": "white" if index % 2 else COLOURS[index],
+    }
 
 
 def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure:

@@ -1,0 +1,21 @@
+"""Studies: the open questions about Neural ODEs on digits, answered in rows and figures."""
+
+from odenet_lightning.studies.depth import Depth
+from odenet_lightning.studies.digits import Digits
+from odenet_lightning.studies.flow import Flow
+from odenet_lightning.studies.gradients import Gradients
+from odenet_lightning.studies.paper import Paper
+from odenet_lightning.studies.run import run
+from odenet_lightning.studies.solvers import Solvers
+from odenet_lightning.studies.study import Study
+
+STUDIES: dict[str, type[Study]] = {
+    "gradients": Gradients,
+    "solvers": Solvers,
+    "depth": Depth,
+    "paper": Paper,
+    "flow": Flow,
+    "digits": Digits,
+}
+
+__all__ = ["STUDIES", "Study", "run"]

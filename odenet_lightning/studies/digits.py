@@ -1,0 +1,125 @@
+"""Which digits are hard? Evaluations that each image needs, solved apart from the others."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+
+from odenet_lightning.figures import new_figure, tile
+from odenet_lightning.models import OneBlock
+from odenet_lightning.solvers import Dopri5
+from odenet_lightning.studies.networks import load_network, one_block, trained_odenet
+from odenet_lightning.studies.study import Row, Study
+
+SHOWN = 12  # hardest and easiest digits drawn, each
+
+
+@dataclass
+class Digits(Study):
+    """Evaluations that each image needs at a tight tolerance, against confidence and correctness.
+
+    Adaptive solvers control a batch's error as a whole, so every image is solved apart, by Dopri5 with the
+    heuristic first step.
+
+    Args:
+        tolerance: rtol = atol.
+        images_used: validation digits.
+        epochs: to train the post's network for, where no checkpoint is given.
+        ckpt_path: a trained network with one ODE block.
+    """
+
+    tolerance: float = 1e-6
+    images_used: int = 2_000
+    epochs: int = 6
+    ckpt_path: str | None = None
+
+    quick: ClassVar[dict[str, Any]] = {"images_used": 200, "epochs": 8, "tolerance": 1e-5}
+    sweeps: ClassVar[tuple[str, ...]] = ("images_used",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.net: OneBlock | None = None
+
+    def cases(self) -> list[Row]:
+        """One an image, by its place in the validation part."""
+        return [{"image": place} for place in self.chosen("val", self.images_used).tolist()]
+
+    def network(self) -> OneBlock:
+        """The checkpoint's, or the post's, trained here."""
+        if self.net is None:
+            if self.ckpt_path:
+                self.net = one_block(load_network(self.ckpt_path), self.ckpt_path).to(self.device)
+            else:
+                self.net = trained_odenet(self.folder, self.data(), self.epochs, self.seed, self.device)
+            self.net.block.solver = Dopri5(self.tolerance, self.tolerance)
+        return self.net
+
+    @torch.no_grad()
+    def measure(self, case: Row) -> Row:
+        """Solve one image."""
+        net = self.network()
+        image, label = self.images("val", torch.tensor([int(case["image"] or 0)]))
+        net.block.forget_solves()
+        confidence, digit = net(image).softmax(1).max(1)
+        stats = net.block.solves[-1].forward
+        return {
+            "label": int(label),
+            "predicted": int(digit),
+            "confidence": float(confidence),
+            "correct": bool(digit == label),
+            "evaluations": stats.evaluations,
+            "rejected": stats.rejected,
+            "n": 1,
+        }
+
+    def draw(self, rows: list[Row]) -> Figure:
+        """Evaluations against confidence, by class, and the digits at both ends."""
+        figure = new_figure(8.3, 7.2)
+        (scatter, classes), (hardest, easiest) = figure.subplots(2, 2, height_ratios=[1, 0.9])
+        right, wrong = ([row for row in rows if row["correct"] is state] for state in (True, False))
+        for group, label, style in (
+            (right, "right", {"marker": "o", "c": "#56b4e9", "s": 10, "alpha": 0.5}),
+            (wrong, "wrong", {"marker": "x", "c": "black", "s": 28}),
+        ):
+            # the logarithm of what is missing to certainty tells confident digits apart
+            doubt = [max(1 - float(row["confidence"] or 0), 1e-7) for row in group]
+            scatter.scatter([row["evaluations"] for row in group], doubt, label=f"{label} ({len(group)})", **style)
+        scatter.set(yscale="log", xlabel="evaluations (NFE)", ylabel="doubt: 1 - confidence")
+        scatter.legend(loc="best")
+        counts = [[int(row["evaluations"] or 0) for row in rows if row["label"] == digit] for digit in range(10)]
+        names = self.data().class_names
+        classes.boxplot(counts, tick_labels=list(names), medianprops={"color": "black"}, showfliers=False)
+        classes.set(xlabel="class", ylabel="evaluations (NFE)")
+        order = sorted(rows, key=lambda row: (int(row["evaluations"] or 0), -float(row["confidence"] or 0)))
+        for axes, group, title in ((hardest, order[::-1], "most evaluations"), (easiest, order, "fewest evaluations")):
+            self._pictures(axes, group[:SHOWN], title)
+        return figure
+
+    def _pictures(self, axes: Any, rows: list[Row], title: str) -> None:
+        """Digits in a grid, each with its evaluations and, where wrong, what it was taken for."""
+        chosen = torch.tensor([int(row["image"] or 0) for row in rows])
+        images, gap = self.data().parts["val"].images[chosen].float() / 255, 12
+        axes.imshow(tile(images, 4, gap, fill=float("nan")), cmap="gray_r")
+        for place, row in enumerate(rows):
+            x, y = place % 4 * (28 + gap) + 14, place // 4 * (28 + gap) - 1
+            note = "" if row["correct"] else f", read {row['predicted']}"
+            axes.text(x, y, f"{row['evaluations']}{note}", ha="center", va="bottom", fontsize=8)
+        axes.axis("off")
+        axes.set_title(title, fontsize=10, pad=14)
+
+    def table(self, rows: list[Row]) -> list[Row]:
+        """Right and wrong digits, and each class, on average."""
+        groups = {"right": [r for r in rows if r["correct"]], "wrong": [r for r in rows if not r["correct"]]}
+        names = self.data().class_names
+        groups |= {f"class {names[digit]}": [r for r in rows if r["label"] == digit] for digit in range(10)}
+        return [
+            {
+                "digits": name,
+                "evaluations": sum(int(r["evaluations"] or 0) for r in group) / len(group),
+                "confidence": sum(float(r["confidence"] or 0) for r in group) / len(group),
+                "n": len(group),
+            }
+            for name, group in groups.items()
+            if group
+        ]

@@ -1,0 +1,196 @@
+"""What does the ODE do to a digit? States on their way from t = 0 to 1."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from matplotlib import animation
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from odenet_lightning.figures import new_figure, tile
+from odenet_lightning.models import CLASSES, OneBlock
+from odenet_lightning.solvers import Dopri5
+from odenet_lightning.studies.networks import load_network, one_block, trained_odenet
+from odenet_lightning.studies.study import Row, Study
+
+TOLERANCE = 1e-4
+PANELS = (0.0, 0.5, 1.0)  # times of the projections drawn
+MAPS = (0.0, 0.25, 0.5, 0.75, 1.0)  # times of the feature maps drawn
+DRAWN = 3  # digits whose feature maps are drawn
+SECONDS = 4.0  # the film's length
+
+
+@dataclass
+class Flow(Study):
+    """States over t: projected to two dimensions, as feature maps, and as the head would classify them.
+
+    The projection is onto the first two principal components of y(1), the same at all t. `separation` is the ratio
+    of the classes' spread between each other to their spread within, in the whole state. `direction` is the cosine
+    between dy/dt at t and at 0: where it stays at 1, one step of Euler's method would have done.
+
+    Args:
+        frames: times from 0 to 1, evenly spaced.
+        images_used: validation digits.
+        epochs: to train the post's network for, where no checkpoint is given.
+        ckpt_path: a trained network with one ODE block.
+    """
+
+    frames: int = 41
+    images_used: int = 1_000
+    epochs: int = 6
+    ckpt_path: str | None = None
+
+    quick: ClassVar[dict[str, Any]] = {"frames": 9, "images_used": 250, "epochs": 8}
+    sweeps: ClassVar[tuple[str, ...]] = ("frames",)
+    shown: ClassVar[tuple[str, ...]] = ("t", "accuracy", "norm", "direction", "separation", "n")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.net: OneBlock | None = None
+        self.flow: Tensor | None = None
+
+    def times(self) -> list[float]:
+        """Evenly spaced in [0, 1]."""
+        return [index / (self.frames - 1) for index in range(self.frames)]
+
+    def check(self) -> None:
+        """Refuse a film without a beginning and an end."""
+        super().check()
+        if self.frames < 5 or (self.frames - 1) % 4:
+            raise ValueError(f"frames must be 5, 9, 13, ..., so that quarters of [0, 1] are among them: {self.frames}")
+
+    def cases(self) -> list[Row]:
+        """One a time."""
+        return [{"t": t} for t in self.times()]
+
+    def network(self) -> OneBlock:
+        """The checkpoint's, or the post's, trained here; with an accurate solver."""
+        if self.net is None:
+            if self.ckpt_path:
+                self.net = one_block(load_network(self.ckpt_path), self.ckpt_path).to(self.device)
+            else:
+                self.net = trained_odenet(self.folder, self.data(), self.epochs, self.seed, self.device)
+            self.net.block.solver = Dopri5(TOLERANCE, TOLERANCE)
+        return self.net
+
+    @torch.no_grad()
+    def states(self) -> Tensor:
+        """y(t) at all times, `[T, N, C, H, W]`, solved once."""
+        if self.flow is None:
+            net = self.network()
+            images, _ = self.images("val", self.chosen("val", self.images_used))
+            self.flow = net.block.trajectory(net.stem(images), self.times())
+        return self.flow
+
+    @torch.no_grad()
+    def measure(self, case: Row) -> Row:
+        """The head's accuracy, the state's size, speed and separation at a time."""
+        t, net = float(case["t"] or 0), self.network()
+        y0, y = self.states()[[0, self.times().index(t)]]
+        _, labels = self.images("val", self.chosen("val", self.images_used))
+        slope, first = (
+            net.block.field(torch.tensor(at, device=y.device), y).flatten(1) for at, y in ((t, y), (0.0, y0))
+        )
+        return {
+            "accuracy": float((net.head(y).argmax(1) == labels).float().mean()),
+            "norm": float(y.flatten(1).norm(dim=1).mean()),
+            "direction": float(F.cosine_similarity(slope, first).mean()),
+            "separation": separation(y.flatten(1), labels),
+            "n": len(labels),
+        }
+
+    @torch.no_grad()
+    def projected(self) -> Tensor:
+        """States on two axes, `[T, N, 2]`."""
+        states = self.states().flatten(2)
+        torch.manual_seed(self.seed)  # the decomposition starts at random
+        centre = states[-1].mean(0)
+        _, _, axes = torch.pca_lowrank(states[-1] - centre, q=6, center=False)
+        return ((states - centre) @ axes[:, :2]).cpu()
+
+    def draw(self, rows: list[Row]) -> Figure:
+        """Projections at three times, curves over t, feature maps of a few digits."""
+        figure = new_figure(8.3, 8.6)
+        grid = figure.add_gridspec(3, 1, height_ratios=[2.7, 2.3, 3.6])
+        top, middle, bottom = (figure.add_subfigure(cell) for cell in grid)
+        points, times = self.projected(), self.times()
+        panels = top.subplots(1, len(PANELS), sharex=True, sharey=True)
+        for axes, t in zip(panels, PANELS, strict=True):
+            self._scatter(axes, points[times.index(t)])
+            axes.set_title(f"t = {t:g}", fontsize=10)
+        panels[0].set_ylabel("2nd principal component of y(1)", fontsize=8)
+        panels[1].set_xlabel("1st principal component of y(1)", fontsize=8)
+        self._curves(middle.subplots(1, 3), rows)
+        self._maps(bottom.subplots(1, DRAWN))
+        return figure
+
+    def _scatter(self, axes: Axes, points: Tensor) -> None:
+        """A digit a point, drawn as the digit that it is, which also serves in grey."""
+        _, labels = self.images("val", self.chosen("val", self.images_used))
+        for digit in range(10):
+            x, y = points[labels.cpu() == digit].T
+            style = {"marker": f"${digit}$", "s": 22, "linewidths": 0.2}
+            axes.scatter(x, y, c=f"C{digit}", **style)
+
+    @staticmethod
+    def _curves(panels: Any, rows: list[Row]) -> None:
+        scale = {"accuracy": 100.0, "separation": 1.0, "direction": 1.0}
+        labels = ("accuracy of the head on y(t), %", "separation of the classes", "cosine of dy/dt with dy/dt at t = 0")
+        for axes, key, label in zip(panels, scale, labels, strict=True):
+            axes.plot([row["t"] for row in rows], [scale[key] * float(row[key] or 0) for row in rows], color="black")
+            axes.set_xlabel("t")
+            axes.set_title(label, fontsize=9)
+            axes.grid(alpha=0.3)
+
+    def _maps(self, panels: Any) -> None:
+        """Channels down, time across, one digit a panel."""
+        states, times = self.states(), self.times()
+        _, labels = self.images("val", self.chosen("val", self.images_used))
+        for axes, digit in zip(panels, (0, 4, 7), strict=True):
+            index = int((labels == digit).nonzero()[0])
+            maps = states[[times.index(t) for t in MAPS], index].cpu()[:, :6]
+            sheet = tile(maps.transpose(0, 1).flatten(0, 1), len(MAPS), 2, fill=float("nan"))
+            limit = float(maps.abs().max())
+            axes.imshow(sheet, cmap="coolwarm", vmin=-limit, vmax=limit)
+            size = maps.shape[-1] + 2
+            axes.set_xticks([i * size + size / 2 for i in range(len(MAPS))], [f"{t:g}" for t in MAPS], fontsize=8)
+            rows = range(maps.shape[1])
+            axes.set_yticks([i * size + size / 2 for i in rows], [str(i + 1) for i in rows], fontsize=8)
+            axes.set_xlabel("t", fontsize=9)
+            axes.set_title(f"y(t) of a {self.data().class_names[digit]}", fontsize=10)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+        panels[0].set_ylabel("channel", fontsize=9)
+
+    def extras(self, rows: list[Row]) -> None:
+        """The projection as a film, `flow.gif`, that runs to t = 1, rests there and runs back."""
+        points, times = self.projected(), self.times()
+        figure = new_figure(4.2, 4.2)
+        axes = figure.subplots()
+        low, high = points.flatten(0, 1).amin(0), points.flatten(0, 1).amax(0)
+
+        def show(frame: int) -> list[Any]:
+            axes.clear()
+            self._scatter(axes, points[frame])
+            accuracy = float(rows[frame]["accuracy"] or 0)
+            axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
+            axes.set_title(f"t = {times[frame]:.2f}: the head reads {accuracy:.1%}", fontsize=10)
+            return []
+
+        order = [*range(len(times)), *[len(times) - 1] * (len(times) // 4), *reversed(range(len(times)))]
+        film = animation.FuncAnimation(figure, show, frames=order, blit=False, cache_frame_data=False)
+        writer = animation.PillowWriter(fps=max(1, round(len(order) / SECONDS)))
+        film.save(self.folder / "flow.gif", writer=writer)
+
+
+def separation(y: Tensor, labels: Tensor) -> float:
+    """The classes' mean squared distance from the centre over the samples' from their class's: Fisher's ratio."""
+    classes = F.one_hot(labels, CLASSES).to(y.dtype)
+    counts = classes.sum(0)
+    means = (classes.T @ y) / counts.clamp(min=1)[:, None]
+    between = (counts / counts.sum()) @ (means - y.mean(0)).square().sum(1)
+    within = (y - means[labels]).square().sum(1).mean()
+    return float(between / within)

@@ -1,0 +1,206 @@
+"""Is memory a problem? What each way to differentiate a solve costs, keeps and gets wrong."""
+
+import copy
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from odenet_lightning.figures import new_figure, series_style
+from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
+from odenet_lightning.models import Classifier, ODENet
+from odenet_lightning.solvers import Dopri5, Midpoint, Solver
+from odenet_lightning.studies.networks import load_network
+from odenet_lightning.studies.study import Row, Study
+
+GRADIENTS: dict[str, Gradient] = {
+    "Backprop": Backprop(),
+    "Checkpoint": Checkpoint(),
+    "Adjoint": Adjoint(),
+    "Adjoint, seminorm": Adjoint(seminorm=True),
+}
+REFERENCE_TOLERANCE = 1e-9
+GIB = 2**30
+
+
+class HeldBytes:
+    """Bytes of the tensors that autograd keeps for the way back: as many as there are now, and at most.
+
+    A context manager. Each storage counts once; parameters, which exist anyway, do not count.
+    """
+
+    def __init__(self, net: Classifier) -> None:
+        self.ignored = {p.untyped_storage().data_ptr() for p in net.parameters()}
+        self.users: dict[int, int] = {}
+        self.now = self.peak = 0
+        self.hooks: Any = torch.autograd.graph.saved_tensors_hooks(lambda t: _Held(self, t), lambda held: held.tensor)
+
+    def __enter__(self) -> "HeldBytes":
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.hooks.__exit__(*error)
+
+    def change(self, tensor: Tensor, by: int) -> None:
+        """One user of a tensor's storage more or less."""
+        storage = tensor.untyped_storage()
+        pointer = storage.data_ptr()
+        if pointer in self.ignored:
+            return
+        users = self.users.pop(pointer, 0)
+        if users + by > 0:
+            self.users[pointer] = users + by
+        if min(users, users + by) == 0:
+            self.now += by * storage.nbytes()
+            self.peak = max(self.peak, self.now)
+
+
+class _Held:
+    """A tensor kept for the way back, counted while it lives."""
+
+    def __init__(self, count: HeldBytes, tensor: Tensor) -> None:
+        self.count, self.tensor = count, tensor.detach()
+        count.change(self.tensor, 1)
+
+    def __del__(self) -> None:
+        self.count.change(self.tensor, -1)
+
+
+def flat_gradient(net: Classifier) -> Tensor:
+    """All parameters' gradients in one vector, float64."""
+    return torch.cat([p.grad.double().flatten() for p in net.parameters() if p.grad is not None])
+
+
+@dataclass
+class Gradients(Study):
+    """What a training step costs, keeps and gets wrong under each gradient method.
+
+    Two sweeps: Dopri5 over tolerances, and Midpoint over numbers of steps (the depth). Errors are of the
+    whole network's gradient against one in float64 at a tolerance of 1e-9. `held_bytes` is the most that autograd
+    keeps at a time for the way back; temporaries and optimiser are not in it, so `images_per_gib` is an
+    upper bound. On CUDA, `peak_bytes` is the allocator's own peak.
+
+    Args:
+        tolerances: of Dopri5, rtol = atol.
+        depths: numbers of midpoint steps.
+        batch_size: images a step.
+        repeats: timed steps a case, of which the median counts.
+        ckpt_path: a trained network; by default the post's with new weights.
+    """
+
+    tolerances: list[float] = field(default_factory=lambda: [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+    depths: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
+    batch_size: int = 64
+    repeats: int = 9
+    ckpt_path: str | None = None
+
+    quick: ClassVar[dict[str, Any]] = {
+        **{"tolerances": [1e-1, 1e-3, 1e-5], "depths": [1, 4, 16]},
+        **{"batch_size": 16, "repeats": 3},
+    }
+    sweeps: ClassVar[tuple[str, ...]] = ("tolerances", "depths")
+    shown: ClassVar[tuple[str, ...]] = (
+        *("gradient", "rtol", "num_steps", "seconds", "nfe_forward", "nfe_backward"),
+        *("held_bytes", "images_per_gib", "relative_error", "cosine", "n"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.reference: Tensor | None = None
+
+    def cases(self) -> list[Row]:
+        """Gradient methods under both sweeps."""
+        sweep = [(rtol, None) for rtol in self.tolerances] + [(None, steps) for steps in self.depths]
+        return [{"gradient": name, "rtol": rtol, "num_steps": n} for rtol, n in sweep for name in GRADIENTS]
+
+    def network(self, solver: Solver, gradient: Gradient) -> Classifier:
+        """The studied network with another solver and gradient; warm steps are left out, to start alike."""
+        torch.manual_seed(self.seed)
+        net = load_network(self.ckpt_path) if self.ckpt_path else ODENet()
+        for block in net.ode_blocks:
+            block.solver, block.gradient, block.warm_step = copy.copy(solver), gradient, None
+        return net.to(self.device).eval()
+
+    def loss(self, net: Classifier) -> Tensor:
+        """Of the first training images."""
+        images, labels = self.images("train", self.chosen("train", self.batch_size))
+        return F.cross_entropy(net(images.to(next(net.parameters()).dtype)), labels)
+
+    def exact(self) -> Tensor:
+        """The gradient in float64, solved once."""
+        if self.reference is None:
+            net = self.network(Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE), Checkpoint()).double()
+            self.loss(net).backward()
+            self.reference = flat_gradient(net)
+        return self.reference
+
+    def measure(self, case: Row) -> Row:
+        """Time, bytes, evaluations and error of one case."""
+        rtol, steps = case["rtol"], case["num_steps"]
+        solver = Dopri5(rtol, rtol) if isinstance(rtol, float) else Midpoint(num_steps=int(steps or 1))
+        net = self.network(solver, GRADIENTS[str(case["gradient"])])
+        cuda = self.device.startswith("cuda")
+        seconds = []
+        for _ in range(1 + self.repeats):  # the first one warms up
+            net.zero_grad()
+            begin = time.perf_counter()
+            self.loss(net).backward()
+            if cuda:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begin)
+        for block in net.ode_blocks:
+            block.forget_solves()
+        net.zero_grad()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() if cuda else 0
+        with HeldBytes(net) as held:
+            self.loss(net).backward()
+        peak = torch.cuda.max_memory_allocated() - before if cuda else None
+        solves = [solve for block in net.ode_blocks for solve in block.solves]
+        gradient, exact = flat_gradient(net), self.exact()
+        return {
+            "seconds": statistics.median(seconds[1:]),
+            "nfe_forward": sum(solve.forward.evaluations for solve in solves),
+            "nfe_backward": sum(solve.backward.evaluations for solve in solves if solve.backward),
+            "held_bytes": held.peak,
+            "peak_bytes": peak,
+            "images_per_gib": GIB * self.batch_size // (peak or held.peak),
+            "relative_error": float((gradient - exact).norm() / exact.norm()),
+            "cosine": float(F.cosine_similarity(gradient, exact, dim=0)),
+            "n": self.repeats,
+        }
+
+    def draw(self, rows: list[Row]) -> Figure:
+        """Error, time and evaluations over tolerances; images that fit over depths."""
+        figure = new_figure(8.3, 6.4)
+        (error, seconds), (backward, images) = figure.subplots(2, 2)
+        adaptive = [row for row in rows if row["rtol"] is not None]
+        fixed = [row for row in rows if row["num_steps"] is not None]
+        self._lines(error, adaptive, "rtol", "relative_error", "relative error of the gradient")
+        self._lines(seconds, adaptive, "rtol", "seconds", "seconds a training step", f"batch {self.batch_size}")
+        self._lines(backward, adaptive, "rtol", "nfe_backward", "evaluations on the way back", "Backprop: none")
+        self._lines(images, fixed, "num_steps", "images_per_gib", "images that fit into 1 GiB")
+        images.set_xlabel("depth: midpoint steps over [0, 1]")
+        for axes in (error, seconds, backward):
+            axes.set_xlabel("Dopri5's tolerance, rtol = atol")
+            axes.invert_xaxis()
+        backward.set_yscale("linear")
+        figure.legend(*error.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+        return figure
+
+    @staticmethod
+    def _lines(axes: Axes, rows: list[Row], x: str, y: str, label: str, title: str = "") -> None:
+        for index, name in enumerate(GRADIENTS):
+            points = [(row[x], row[y]) for row in rows if row["gradient"] == name and row[y]]
+            axes.plot(*zip(*points, strict=True), label=name, **series_style(index)) if points else None
+        axes.set(xscale="log", yscale="log", ylabel=label)
+        axes.set_title(title, fontsize=9)
+        axes.grid(alpha=0.3)

@@ -1,0 +1,93 @@
+"""Ledger: a study's rows in a CSV file, each kept as soon as it is measured and none measured twice."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from odenet_lightning.studies.study import Row, Value
+
+
+def to_cell(value: Value) -> str:
+    """A value as text that `from_cell` reads back exactly."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
+def from_cell(cell: str) -> Value:
+    """The value of a cell: a number or a truth value where it reads as one, None where empty, else text."""
+    if not cell:
+        return None
+    try:
+        value = json.loads(cell)
+    except json.JSONDecodeError:
+        return cell
+    return value if isinstance(value, bool | int | float) else cell
+
+
+class Ledger:
+    """Rows in a file, one line each, appended.
+
+    A row is a case (what was measured), its values, and its provenance (by what, where, with which
+    settings). A last line that a kill has cut short is dropped.
+
+    Args:
+        path: the CSV file.
+
+    Raises:
+        ValueError: the file is no such ledger.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        if not path.is_file():
+            return
+        text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            os.truncate(path, len(whole))
+        try:
+            lines = list(csv.reader(io.StringIO(whole.decode(), newline=""), strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): move it away") from error
+        for line in lines[1:]:
+            if len(line) != len(lines[0]):
+                raise ValueError(f"{path} has a line with {len(line)} of {len(lines[0])} values: move it away")
+            self.rows.append(dict(zip(lines[0], map(from_cell, line), strict=True)))
+
+    def find(self, cases: Sequence[Row], config: str) -> list[Row | None]:
+        """The rows of those cases that were measured with those settings, None where there is none."""
+        keys = list(cases[0])
+        known = {tuple(row.get(key) for key in keys): row for row in self.rows if row.get("config") == config}
+        return [known.get(tuple(from_cell(to_cell(case[key])) for key in keys)) for case in cases]
+
+    def append(self, row: Row) -> None:
+        """Keep a row.
+
+        Raises:
+            ValueError: the file has other columns.
+        """
+        if self.rows and list(self.rows[0]) != list(row):
+            raise ValueError(f"{self.path} has other columns than these rows: move it away, or name another folder")
+        lines = [] if self.path.is_file() and self.path.stat().st_size else [list(row)]
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([*lines, [to_cell(value) for value in row.values()]])
+        with self.path.open("ab") as file:  # one write: a kill leaves the line whole or cut, never mixed
+            file.write(text.getvalue().encode())
+        # as it will be read back
+        self.rows.append({key: from_cell(to_cell(value)) for key, value in row.items()})
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """Rows as an aligned table."""
+    if not rows:
+        return "no rows"
+
+    def shown(value: Value) -> str:
+        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)

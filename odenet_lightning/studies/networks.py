@@ -1,0 +1,114 @@
+"""Networks to study: from a checkpoint, or trained here."""
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from lightning import Callback, Trainer, seed_everything
+from torch.optim import AdamW
+
+from odenet_lightning.arguments import UsageError, load_checkpoint, refuse_foreign_classes
+from odenet_lightning.callbacks import CoarseStart
+from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.models import Classifier, ODENet, OneBlock
+from odenet_lightning.module import ClassifierModule
+from odenet_lightning.solvers import Midpoint
+
+
+def load_network(path: str) -> Classifier:
+    """The network of a checkpoint that a fit on the command line has written, in evaluation mode.
+
+    Raises:
+        UsageError: no such checkpoint, or one that does not say what its network is.
+    """
+    checkpoint = load_checkpoint(path)
+    config = checkpoint["hyper_parameters"].get("net") if "hyper_parameters" in checkpoint else None
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} does not say what its network is: write one with 'python -m odenet_lightning fit'")
+    refuse_foreign_classes({"net": config}, path, [])
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Classifier, "net")
+    net: Classifier = parser.instantiate_classes(parser.parse_object({"net": config}))["net"]
+    weights = checkpoint["state_dict"]
+    net.load_state_dict({key.removeprefix("net."): weights[key] for key in weights if key.startswith("net.")})
+    for block, step in zip(net.ode_blocks, checkpoint.get("warm_steps", []), strict=False):
+        block.warm_step = step
+    return net.eval()
+
+
+def trainer_for(device: str, **kwargs: Any) -> Trainer:
+    """A trainer that leaves no files and says nothing."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    kind = "gpu" if device.startswith("cuda") else "cpu"
+    return Trainer(
+        accelerator=kind,
+        devices=1,
+        enable_model_summary=False,
+        log_every_n_steps=1_000_000,  # epochs' ends are written all the same
+        **{**quiet, **kwargs},
+    )
+
+
+def train(
+    make: Callable[[], Classifier],
+    data: MNISTDataModule,
+    epochs: int,
+    seed: int,
+    device: str,
+    lr: float = 0.01,
+    callbacks: Sequence[Callback] = (),
+) -> ClassifierModule:
+    """Train a network by the built-in recipe (AdamW, one cycle) for a fixed number of epochs; none is chosen.
+
+    Args:
+        make: makes the network, after the seed is set.
+        data: its digits; a copy gets an order of its own.
+        epochs: passes over them.
+        seed: of weights and order.
+        device: "cpu" or "cuda".
+        lr: the cycle's peak.
+        callbacks: Lightning's.
+    """
+    seed_everything(seed, verbose=False)
+    module = ClassifierModule(make(), optimizer=lambda p: AdamW(p, lr=lr, weight_decay=1e-4))
+    trainer = trainer_for(device, max_epochs=epochs, callbacks=list(callbacks), limit_val_batches=0)
+    with torch.enable_grad():  # and back to what was, which Lightning alone would not do
+        trainer.fit(module, copy.copy(data))
+    module.to(device)
+    return module
+
+
+def trained_odenet(folder: Path, data: MNISTDataModule, epochs: int, seed: int, device: str) -> ODENet:
+    """The post's network, trained with one midpoint step and in its last epoch with two; kept in the folder."""
+    net = ODENet(solver=Midpoint(num_steps=2))
+    path = folder / f"odenet-{data.digits_used}-{epochs}-{seed}.pt"
+    if path.is_file():
+        net.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        coarse = CoarseStart(Midpoint(num_steps=1), epochs - 1)
+        module = train(lambda: ODENet(solver=Midpoint(num_steps=2)), data, epochs, seed, device, 0.03, [coarse])
+        net.load_state_dict(module.net.state_dict())
+        keep(net, path)
+    return net.to(device).eval()
+
+
+def keep(net: Classifier, path: Path) -> None:
+    """Write weights whole or not at all."""
+    torch.save(net.state_dict(), path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+
+
+def one_block(net: Classifier, path: str) -> OneBlock:
+    """A network with a single ODE block between a stem and a head.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(net, OneBlock):
+        raise UsageError(f"{path} holds a {type(net).__name__}; this study looks into networks with one ODE block")
+    return net

@@ -1,0 +1,174 @@
+"""The four panels of Figure 3 of Chen et al. 2018: error, time and way back against evaluations; training's cost."""
+
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from lightning import seed_everything
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import AdamW
+
+from odenet_lightning.callbacks import EvaluationCounts
+from odenet_lightning.checkpoints import WholeCheckpointIO
+from odenet_lightning.figures import new_figure, series_style
+from odenet_lightning.gradients import Adjoint
+from odenet_lightning.models import PaperODENet
+from odenet_lightning.module import ClassifierModule
+from odenet_lightning.solvers import Dopri5, rms_norm
+from odenet_lightning.studies.networks import trainer_for
+from odenet_lightning.studies.study import Row, Study
+
+REFERENCE_TOLERANCE = 1e-9
+
+
+@dataclass
+class Paper(Study):
+    """Figure 3 of Chen et al. 2018 (arXiv:1806.07366), on the paper's network with fewer channels.
+
+    Trains with Dopri5 and the continuous adjoint, as the paper does, and counts evaluations epoch by epoch; then
+    solves with the final weights at each tolerance. Evaluations are averages a solve.
+
+    Args:
+        channels: width of the network, 64 in the paper.
+        tolerance: trained with, rtol = atol.
+        tolerances: solved with in the end.
+        epochs: passes over the digits.
+        lr: of AdamW, constant.
+        batch_size: images a step, and a solve.
+        repeats: timed solves, of which the median counts.
+    """
+
+    channels: int = 16
+    tolerance: float = 1e-3
+    tolerances: list[float] = field(default_factory=lambda: [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+    epochs: int = 12
+    lr: float = 0.003
+    batch_size: int = 128
+    repeats: int = 7
+
+    quick: ClassVar[dict[str, Any]] = {
+        **{"channels": 8, "epochs": 4, "batch_size": 64, "repeats": 3},
+        **{"tolerances": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]},
+    }
+    sweeps: ClassVar[tuple[str, ...]] = ("tolerances", "epochs")
+    shown: ClassVar[tuple[str, ...]] = (
+        *("epoch", "rtol", "nfe_forward", "nfe_backward", "seconds", "seconds_backward", "relative_error"),
+        *("val_acc", "n"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.solved: Tensor | None = None
+
+    def cases(self) -> list[Row]:
+        """Epochs, then tolerances with the weights of the last one."""
+        epochs: list[Row] = [{"epoch": epoch, "rtol": None} for epoch in range(1, self.epochs + 1)]
+        return epochs + [{"epoch": self.epochs, "rtol": rtol} for rtol in self.tolerances]
+
+    def measure(self, case: Row) -> Row:
+        """An epoch of training, or solves at a tolerance."""
+        epoch, rtol = int(case["epoch"] or 0), case["rtol"]
+        return self._solve(epoch, rtol) if isinstance(rtol, float) else self._train(epoch)
+
+    def _checkpoint(self, epoch: int) -> str:
+        """Of the weights after an epoch: what a killed study goes on from."""
+        name = f"{self.data().digits_used}-{self.channels}-{self.tolerance:g}-{self.lr:g}-{self.batch_size}-{self.seed}"
+        return str(self.folder / "weights" / f"{name}-{epoch}.ckpt")
+
+    def _module(self) -> ClassifierModule:
+        solver = Dopri5(self.tolerance, self.tolerance)
+        net = PaperODENet(self.channels, solver, Adjoint())
+        return ClassifierModule(net, lambda p: AdamW(p, lr=self.lr, weight_decay=1e-4), schedule="constant")
+
+    def _train(self, epoch: int) -> Row:
+        """One epoch, from the last one's checkpoint."""
+        data = self.data()
+        data.batch_size = self.batch_size
+        seed_everything(self.seed, verbose=False)
+        trainer = trainer_for(
+            self.device, max_epochs=epoch, callbacks=[EvaluationCounts()], plugins=[WholeCheckpointIO()]
+        )
+        begin = time.perf_counter()
+        trainer.fit(self._module(), data, ckpt_path=self._checkpoint(epoch - 1) if epoch > 1 else None)
+        seconds = time.perf_counter() - begin
+        trainer.save_checkpoint(self._checkpoint(epoch))
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return {
+            "nfe_forward": values["nfe/forward"],
+            "nfe_backward": values["nfe/backward"],
+            "seconds": seconds,
+            "seconds_backward": None,
+            "relative_error": None,
+            "val_acc": values["val/acc"],
+            "n": trainer.global_step // epoch,
+        }
+
+    def _solve(self, epoch: int, rtol: float) -> Row:
+        """Forward and back at a tolerance, with the weights after an epoch, on one training batch."""
+        module = self._module()
+        module.load_state_dict(torch.load(self._checkpoint(epoch), weights_only=True)["state_dict"])
+        net = module.net.to(self.device).eval()
+        assert isinstance(net, PaperODENet)
+        images, labels = self.images("train", self.chosen("train", self.batch_size))
+        y0 = net.stem(images).detach()
+        net.block.solver = Dopri5(rtol, rtol)
+        forward, backward, y1 = [], [], y0
+        for _ in range(1 + self.repeats):
+            begin = time.perf_counter()
+            y1 = net.block(y0.requires_grad_())
+            forward.append(time.perf_counter() - begin)
+            loss = F.cross_entropy(net.head(y1), labels)
+            begin = time.perf_counter()
+            loss.backward()
+            backward.append(time.perf_counter() - begin)
+        record = net.block.solves[-1]
+        if self.solved is None:
+            reference = Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE)
+            with torch.no_grad():
+                self.solved = reference.solve(net.block.field.double(), y0.detach().double()).y
+        return {
+            "nfe_forward": record.forward.evaluations,
+            "nfe_backward": record.backward.evaluations if record.backward else 0,
+            "seconds": statistics.median(forward[1:]),
+            "seconds_backward": statistics.median(backward[1:]),
+            "relative_error": float(rms_norm(y1.detach().double() - self.solved) / rms_norm(self.solved)),
+            "val_acc": None,
+            "n": self.repeats,
+        }
+
+    def draw(self, rows: list[Row]) -> Figure:
+        """The four panels."""
+        figure = new_figure(8.3, 6.4)
+        (error, seconds), (backward, training) = figure.subplots(2, 2)
+        solved = sorted((row for row in rows if row["rtol"] is not None), key=lambda row: -float(row["rtol"] or 0))
+        work = [float(row["nfe_forward"] or 0) for row in solved]
+        error.plot(work, [row["relative_error"] for row in solved], **series_style(0))
+        for row in solved:
+            error.annotate(
+                f"{row['rtol']:g}", (float(row["nfe_forward"] or 0), float(row["relative_error"] or 0)),
+                xytext=(6, 4), textcoords="offset points", fontsize=8,
+            )  # fmt: skip
+        error.set(yscale="log", ylabel="relative rms error of y(1)", title="(a) error, at each tolerance")
+        seconds.plot(work, [row["seconds"] for row in solved], label="forward", **series_style(0))
+        seconds.plot(work, [row["seconds_backward"] for row in solved], label="backward", **series_style(1))
+        seconds.set(ylabel=f"seconds, batch {self.batch_size}", title="(b) time", ylim=(0, None))
+        seconds.legend()
+        backward.plot(work, [row["nfe_backward"] for row in solved], label="measured", **series_style(0))
+        backward.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":", label="as many as forward")
+        backward.set(ylabel="evaluations backward", title="(c) the adjoint's way back", xlim=(0, None), ylim=(0, None))
+        backward.legend()
+        epochs = [row for row in rows if row["rtol"] is None]
+        for index, (key, label) in enumerate((("nfe_forward", "forward"), ("nfe_backward", "backward"))):
+            x, y = [row["epoch"] for row in epochs], [row[key] for row in epochs]
+            training.plot(x, y, label=label, **series_style(index))
+        training.set(xlabel="epoch", ylabel="evaluations a solve", title=f"(d) training at {self.tolerance:g}")
+        training.legend()
+        for axes in (error, seconds, backward):
+            axes.set_xlabel("evaluations forward (NFE)")
+        for axes in (error, seconds, backward, training):
+            axes.grid(alpha=0.3)
+        return figure

@@ -1,0 +1,110 @@
+"""Run a study: measure what is missing, keep every row, draw, print."""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from odenet_lightning.figures import release
+from odenet_lightning.studies.ledger import Ledger, as_text
+from odenet_lightning.studies.study import Row, Study
+
+COMPARED = ("version", "commit", "torch", "hardware", "threads")
+
+
+def commit() -> str | None:
+    """The commit of this package's source, with a plus where files were changed since; None outside of its git."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(here), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # or it is installed into some other project
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "..") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware(device: str) -> str:
+    """The name of the GPU or of the processor."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def provenance(study: Study) -> Row:
+    """By what, on what and with which settings rows are measured."""
+    settings = study.settings()
+    return {
+        "seed": study.seed,
+        "version": version("odenet_lightning"),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "hardware": hardware(study.device),
+        "threads": torch.get_num_threads(),
+        "config": json.dumps(settings, sort_keys=True),
+    }
+
+
+def run(study: Study, folder: Path) -> list[Row]:
+    """Measure the cases that the folder's rows.csv lacks; then write figure.png, TensorBoard's, and the table.
+
+    Args:
+        study: what to measure.
+        folder: where its files lie; made if need be.
+
+    Raises:
+        ValueError: rows.csv there is no such study's.
+    """
+    study.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    study.folder = folder
+    ledger, source = Ledger(folder / "rows.csv"), provenance(study)
+    cases = study.cases()
+    known = ledger.find(cases, str(source["config"]))
+    warn_of_others([row for row in known if row], source)
+    missing = [case for case, row in zip(cases, known, strict=True) if row is None]
+    if len(missing) < len(cases):
+        print(f"{len(cases) - len(missing)} of {len(cases)} rows are there already ({ledger.path})")
+    for case in tqdm(missing, desc=folder.name, unit="row", disable=None, file=sys.stderr):
+        # a case's own seed stands for the study's
+        ledger.append({**case, **study.measure(case), **{k: v for k, v in source.items() if k not in case}})
+    rows = [row for row in ledger.find(cases, str(source["config"])) if row is not None]
+    publish(study.draw(rows), folder, len(rows))
+    study.extras(rows)
+    print(as_text(study.table(rows)))
+    files = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".csv", ".png", ".gif")))
+    print(f"\n{len(rows)} rows: {folder} ({files})\ncurves   tensorboard --logdir {folder.parent}", flush=True)
+    return rows
+
+
+def warn_of_others(rows: list[Row], source: Row) -> None:
+    """Say where rows that were kept come from elsewhere."""
+    for key in COMPARED:
+        others = {str(row[key]) for row in rows} - {str(source[key])}
+        if others:
+            print(
+                f"warning: rows from another {key} are kept ({', '.join(sorted(others))}; now {source[key]}); "
+                "name another --folder to measure all of them anew",
+                file=sys.stderr,
+            )
+
+
+def publish(figure: Figure, folder: Path, step: int) -> None:
+    """Write a figure as PNG and into TensorBoard's event file; it is used up."""
+    figure.savefig(folder / "figure.png")
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_figure("study", figure, step, close=False)
+    release(figure)

@@ -1,0 +1,179 @@
+"""Is the network an ODE, or does it remember its solver? One set of weights under every solver."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from odenet_lightning.callbacks import CoarseStart
+from odenet_lightning.figures import new_figure, series_style
+from odenet_lightning.models import Classifier, ODENet
+from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Solver, TorchDiffEq, Tsit5, rms_norm
+from odenet_lightning.studies.networks import keep, load_network, train
+from odenet_lightning.studies.study import Row, Study
+
+FIXED: dict[str, Callable[..., Solver]] = {"Euler": Euler, "Midpoint": Midpoint, "Heun": Heun, "RK4": RK4}
+ADAPTIVE: dict[str, Callable[..., Solver]] = {"Bosh3": Bosh3, "Dopri5": Dopri5, "Tsit5": Tsit5}
+LIBRARY = "torchdiffeq dopri5"
+REFERENCE_TOLERANCE = 1e-9
+BATCH = 250
+
+# name -> (the solver trained with in the end, epochs of a coarser one are all but the last)
+TRAINED = {"one Euler step": Euler(num_steps=1), "midpoint, two steps": Midpoint(num_steps=2)}
+
+
+@dataclass
+class Solvers(Study):
+    """Work and precision: trained networks retested under every solver and tolerance.
+
+    The error is the relative rms error of y(1) against a solve in float64 at 1e-9; accuracy is on validation
+    digits. A network that is an ODE keeps its accuracy under every solver that is accurate enough; one that
+    has learned its solver along with its field loses it as soon as another one is more accurate.
+
+    Args:
+        steps: numbers of equal steps of the fixed-step methods.
+        tolerances: of the adaptive methods, rtol = atol.
+        epochs: to train two networks for, where no checkpoint is given: one with a single Euler step, which
+            makes it a residual block, one with one midpoint step and two in the last epoch.
+        images: validation digits.
+        ckpt_path: one trained network, instead of those two.
+    """
+
+    steps: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 6, 8, 16, 32])
+    tolerances: list[float] = field(default_factory=lambda: [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+    epochs: int = 6
+    images_used: int = 2_000
+    ckpt_path: str | None = None
+
+    quick: ClassVar[dict[str, Any]] = {
+        **{"steps": [1, 2, 4, 16], "tolerances": [1e-1, 1e-3, 1e-5]},
+        **{"epochs": 8, "images_used": 250},
+    }
+    sweeps: ClassVar[tuple[str, ...]] = ("steps", "tolerances")
+    shown: ClassVar[tuple[str, ...]] = (
+        *("network", "solver", "num_steps", "rtol", "evaluations", "seconds_per_1000", "relative_error"),
+        *("accuracy", "n"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.networks: dict[str, Classifier] = {}
+        self.references: dict[tuple[str, int], list[Tensor]] = {}
+
+    def names(self) -> list[str]:
+        """Of the networks."""
+        return ["checkpoint"] if self.ckpt_path else list(TRAINED)
+
+    def cases(self) -> list[Row]:
+        """Every network under every solver."""
+        fixed = [(name, steps, None) for name in FIXED for steps in self.steps]
+        adaptive = [(name, None, rtol) for name in (*ADAPTIVE, LIBRARY) for rtol in self.tolerances]
+        return [
+            {"network": network, "solver": solver, "num_steps": steps, "rtol": rtol}
+            for network in self.names()
+            for solver, steps, rtol in (*fixed, *adaptive)
+        ]
+
+    def network(self, name: str) -> Classifier:
+        """The checkpoint's, or one trained here and kept in the folder."""
+        if name not in self.networks:
+            net = load_network(self.ckpt_path) if self.ckpt_path else self._trained(name)
+            self.networks[name] = net.to(self.device).eval()
+        return self.networks[name]
+
+    def _trained(self, name: str) -> Classifier:
+        solver = TRAINED[name]
+        path = self.folder / f"{name.replace(' ', '-')}-{self.data().digits_used}-{self.epochs}-{self.seed}.pt"
+        net = ODENet(solver=solver)
+        if path.is_file():
+            net.load_state_dict(torch.load(path, weights_only=True))
+            return net
+        coarse = [] if isinstance(solver, Euler) else [CoarseStart(Midpoint(num_steps=1), self.epochs - 1)]
+        module = train(lambda: ODENet(solver=solver), self.data(), self.epochs, self.seed, self.device, 0.03, coarse)
+        net.load_state_dict(module.net.state_dict())
+        keep(net, path)
+        return net
+
+    @torch.no_grad()
+    def exact(self, name: str, net: Classifier, states: list[Tensor]) -> list[Tensor]:
+        """y(1) of every block's y(0), in float64."""
+        key = (name, len(states[0]))
+        if key not in self.references:
+            solver = Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE)
+            self.references[key] = [
+                solver.solve(copy.deepcopy(block.field).double(), state.double()).y
+                for block, state in zip(net.ode_blocks, states, strict=True)
+            ]
+        return self.references[key]
+
+    @torch.no_grad()
+    def measure(self, case: Row) -> Row:
+        """Accuracy, evaluations, time and error of a solver."""
+        name = str(case["network"])
+        net = copy.deepcopy(self.network(name))
+        solver = make_solver(case)
+        for block in net.ode_blocks:
+            block.solver, block.warm_step = copy.copy(solver), None
+        images, labels = self.images("val", self.chosen("val", self.images_used))
+        starts: list[Tensor] = []
+        ends: list[Tensor] = []
+        hooks = [
+            block.register_forward_hook(lambda _, inputs, output: (starts.append(inputs[0]), ends.append(output))[2:])
+            for block in net.ode_blocks
+        ]
+        net(images[:BATCH])  # warms up, and gives the states for the error
+        for hook in hooks:
+            hook.remove()
+        ratios = [
+            float(rms_norm(end.double() - exact) / rms_norm(exact))
+            for end, exact in zip(ends, self.exact(name, net, starts), strict=True)
+        ]
+        for block in net.ode_blocks:
+            block.forget_solves()
+        begin, right, batches = time.perf_counter(), 0, images.split(BATCH)
+        for batch, truth in zip(batches, labels.split(BATCH), strict=True):
+            right += int((net(batch).argmax(1) == truth).sum())
+        seconds = time.perf_counter() - begin
+        solves = [solve for block in net.ode_blocks for solve in block.solves]
+        return {
+            "evaluations": sum(solve.forward.evaluations for solve in solves) / len(batches),
+            "seconds_per_1000": seconds / len(images) * 1_000,
+            "relative_error": max(ratios),
+            "accuracy": right / len(images),
+            "n": len(images),
+        }
+
+    def draw(self, rows: list[Row]) -> Figure:
+        """Error and accuracy over evaluations, a column a network."""
+        names = list(dict.fromkeys(str(row["network"]) for row in rows))
+        figure = new_figure(8.3 if len(names) > 1 else 5.0, 6.4)
+        grid = figure.subplots(2, len(names), squeeze=False, sharex=True, sharey="row")
+        for column, name in enumerate(names):
+            above, below = grid[0][column], grid[1][column]
+            for index, solver in enumerate([*FIXED, *ADAPTIVE]):
+                mine = [row for row in rows if row["network"] == name and row["solver"] == solver]
+                work = [row["evaluations"] for row in mine]
+                above.plot(work, [row["relative_error"] for row in mine], label=solver, **series_style(index))
+                below.plot(work, [100 * float(row["accuracy"] or 0) for row in mine], **series_style(index))
+            above.set(xscale="log", yscale="log", title=f"trained with {name}" if name in TRAINED else name)
+            below.set(xscale="log", xlabel="evaluations of the field (NFE)")
+            for axes in (above, below):
+                axes.grid(alpha=0.3)
+        grid[0][0].set_ylabel("relative rms error of y(1)")
+        grid[1][0].set_ylabel(f"accuracy on {rows[0]['n']} validation digits, %")
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=7)
+        return figure
+
+
+def make_solver(case: Row) -> Solver:
+    """The solver of a case."""
+    name, rtol, steps = str(case["solver"]), case["rtol"], case["num_steps"]
+    if name == LIBRARY:
+        assert isinstance(rtol, float)
+        return TorchDiffEq("dopri5", rtol, rtol)
+    return ADAPTIVE[name](rtol=rtol, atol=rtol) if name in ADAPTIVE else FIXED[name](num_steps=steps)

@@ -1,0 +1,105 @@
+"""Study: a question, as cases to measure and a figure of what was measured."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from odenet_lightning.data import MNISTDataModule, normalise
+from odenet_lightning.sources import Source
+
+Value = str | int | float | bool | None
+Row = dict[str, Value]
+
+# fields that say where things lie, not what is measured
+PLACES = ("root", "ckpt_path")
+
+
+@dataclass
+class Study(ABC):
+    """What all studies share: digits, a seed and a device.
+
+    A study names its cases beforehand and measures them one by one, so that an interrupted one can go
+    on where it was. Subclasses are dataclasses; their fields are the command line's flags.
+
+    Args:
+        root: folder for data, in torchvision's layout.
+        source: which digits, as in `MNISTDataModule`.
+        seed: of weights, order and choice of digits.
+        device: where torch computes, "cpu" or "cuda".
+    """
+
+    root: str = "data"
+    source: Source = "auto"
+    seed: int = 0
+    device: str = "cpu"
+
+    # values of the fields with which it runs in under a minute, on the sample
+    quick: ClassVar[dict[str, Any]] = {}
+    # fields that choose the cases: a row does not depend on them
+    sweeps: ClassVar[tuple[str, ...]] = ()
+    # columns of the printed table
+    shown: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        self.folder = Path()  # of this study's files, named by who runs it
+        self.digits: MNISTDataModule | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What a row depends on beside its case."""
+        fields = asdict(self)
+        settings = {key: value for key, value in fields.items() if key not in (*PLACES, *self.sweeps)}
+        if fields.get("ckpt_path"):
+            settings["network"] = hashlib.sha256(Path(fields["ckpt_path"]).read_bytes()).hexdigest()[:12]
+        return {**settings, "source": self.data().digits_used}
+
+    @abstractmethod
+    def cases(self) -> list[Row]:
+        """The cases in the order of their measurement, all with the same keys, no two with the same values."""
+
+    @abstractmethod
+    def measure(self, case: Row) -> Row:
+        """Measure a case: always the same columns, one of them `n`, the number of measurements behind the others."""
+
+    @abstractmethod
+    def draw(self, rows: list[Row]) -> Figure:
+        """Draw what was measured."""
+
+    def table(self, rows: list[Row]) -> list[Row]:
+        """What is printed in the end."""
+        return [{key: row[key] for key in self.shown} for row in rows]
+
+    def extras(self, rows: list[Row]) -> None:  # noqa: B027 -- most have none
+        """Write what else there is to see into the study's folder."""
+
+    def check(self) -> None:
+        """Refuse settings that cannot be measured, before anything is.
+
+        Raises:
+            ValueError: with what to change.
+        """
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError("there is no CUDA device here: use --device cpu")
+
+    def data(self) -> MNISTDataModule:
+        """The digits, loaded once."""
+        if self.digits is None:
+            self.digits = MNISTDataModule(root=self.root, source=self.source)
+            self.digits.prepare_data()
+            self.digits.setup("fit")
+        return self.digits
+
+    def chosen(self, part: str, count: int) -> Tensor:
+        """Places in a part of `count` images, drawn by the seed (of all, where it has fewer)."""
+        total = len(self.data().parts[part])
+        return torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[:count]
+
+    def images(self, part: str, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Images of a part, `[N, 1, 28, 28]` in [-1, 1] on the device, and their labels."""
+        digits = self.data().parts[part][places]
+        return normalise(digits.images).to(self.device), digits.labels.to(self.device)
