@@ -77,7 +77,7 @@ def test_rows_are_found_by_case_and_settings(tmp_path: Path) -> None:
     assert ledger.find(cases[1:2], "other") == [{**ROW, "config": "other", "value": 5}]
 
 
-@pytest.mark.parametrize("text", [b'a,b\n1,2\n1\n', b'a,b\n1,"2\n', b"\xff\xfe\n\xff\n"])
+@pytest.mark.parametrize("text", [b"a,b\n1,2\n1\n", b'a,b\n1,"2\n', b"\xff\xfe\n\xff\n"])
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "rows.csv").write_bytes(text)
     with pytest.raises(ValueError, match="move it away"):

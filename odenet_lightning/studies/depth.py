@@ -15,14 +15,14 @@ from odenet_lightning.figures import COLOURS, new_figure
 from odenet_lightning.models import AugmentedODENet, Classifier, ODENet, ResNet
 from odenet_lightning.solvers import Midpoint
 from odenet_lightning.studies.networks import train, trainer_for
-from odenet_lightning.studies.study import Row, Study
+from odenet_lightning.studies.study import Row, Study, number
 
 NETWORKS: dict[str, Callable[[], Classifier]] = {
     "none": lambda: ResNet(blocks=0),
     "ResNet-1": lambda: ResNet(blocks=1),
     "ResNet-6": lambda: ResNet(blocks=6),
     "ODENet": lambda: ODENet(solver=Midpoint(num_steps=3)),
-    "augmented": lambda: AugmentedODENet(augment_dim=5, hidden=16, solver=Midpoint(num_steps=3)),
+    "augmented": lambda: AugmentedODENet(augment_dim=5, hidden=8, solver=Midpoint(num_steps=3)),
 }
 
 
@@ -45,7 +45,7 @@ class Depth(Study):
     batch_size: int = 128
     lr: float = 0.01
 
-    quick: ClassVar[dict[str, Any]] = {"seeds": 2, "epochs": 2, "batch_size": 64}
+    quick: ClassVar[dict[str, Any]] = {"seeds": 2, "epochs": 1, "batch_size": 64}
     sweeps: ClassVar[tuple[str, ...]] = ("seeds", "seed")
 
     def cases(self) -> list[Row]:
@@ -59,7 +59,7 @@ class Depth(Study):
         counts = EvaluationCounts()
         begin = time.perf_counter()
         make = NETWORKS[str(case["network"])]
-        module = train(make, data, self.epochs, int(case["seed"] or 0), self.device, self.lr, [counts])
+        module = train(make, data, self.epochs, int(number(case, "seed")), self.device, self.lr, [counts])
         seconds = time.perf_counter() - begin
         with torch.no_grad():
             (metrics,) = trainer_for(self.device).test(module, data, verbose=False)
@@ -76,7 +76,7 @@ class Depth(Study):
         table: list[Row] = []
         for name in NETWORKS:
             mine = [row for row in rows if row["network"] == name]
-            values = [100 * float(row["accuracy"] or 0) for row in mine]
+            values = [100 * number(row, "accuracy") for row in mine]
             if not values:
                 continue
             table.append(
@@ -85,7 +85,7 @@ class Depth(Study):
                     "accuracy": f"{statistics.mean(values):.2f} %",
                     "interval": f"± {half_width(values):.2f}" if len(values) > 1 else None,
                     "parameters": mine[0]["parameters"],
-                    "seconds": statistics.median(float(row["seconds"] or 0) for row in mine),
+                    "seconds": statistics.median(number(row, "seconds") for row in mine),
                     "evaluations": mine[0]["evaluations"],
                     "n": len(values),
                 }
@@ -98,11 +98,11 @@ class Depth(Study):
         accuracy, seconds = figure.subplots(1, 2, width_ratios=[2.2, 1], sharey=True)
         table = self.table(rows)
         for place, line in enumerate(table):
-            values = [100 * float(row["accuracy"] or 0) for row in rows if row["network"] == line["network"]]
+            values = [100 * number(row, "accuracy") for row in rows if row["network"] == line["network"]]
             accuracy.plot(values, [place - 0.18] * len(values), "o", color=COLOURS[6], markersize=4)
             width = half_width(values) if len(values) > 1 else 0.0
             accuracy.errorbar(statistics.mean(values), place, xerr=width, fmt="s", color=COLOURS[0], capsize=4)
-            seconds.barh(place, float(line["seconds"] or 0), height=0.5, color=COLOURS[3], edgecolor="black")
+            seconds.barh(place, number(line, "seconds"), height=0.5, color=COLOURS[3], edgecolor="black")
         labels = [f"{line['network']}\n{line['parameters']:,} parameters" for line in table]
         accuracy.set_yticks(range(len(table)), labels)
         accuracy.set_xlabel(f"test accuracy, %: each seed (dots), mean and 95 % interval (n = {table[0]['n']})")

@@ -10,7 +10,7 @@ from odenet_lightning.figures import new_figure, tile
 from odenet_lightning.models import OneBlock
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.networks import load_network, one_block, trained_odenet
-from odenet_lightning.studies.study import Row, Study
+from odenet_lightning.studies.study import Row, Study, number
 
 SHOWN = 12  # hardest and easiest digits drawn, each
 
@@ -59,7 +59,7 @@ class Digits(Study):
     def measure(self, case: Row) -> Row:
         """Solve one image."""
         net = self.network()
-        image, label = self.images("val", torch.tensor([int(case["image"] or 0)]))
+        image, label = self.images("val", torch.tensor([int(number(case, "image"))]))
         net.block.forget_solves()
         confidence, digit = net(image).softmax(1).max(1)
         stats = net.block.solves[-1].forward
@@ -83,22 +83,22 @@ class Digits(Study):
             (wrong, "wrong", {"marker": "x", "c": "black", "s": 28}),
         ):
             # the logarithm of what is missing to certainty tells confident digits apart
-            doubt = [max(1 - float(row["confidence"] or 0), 1e-7) for row in group]
+            doubt = [max(1 - number(row, "confidence"), 1e-7) for row in group]
             scatter.scatter([row["evaluations"] for row in group], doubt, label=f"{label} ({len(group)})", **style)
         scatter.set(yscale="log", xlabel="evaluations (NFE)", ylabel="doubt: 1 - confidence")
         scatter.legend(loc="best")
-        counts = [[int(row["evaluations"] or 0) for row in rows if row["label"] == digit] for digit in range(10)]
+        counts = [[int(number(row, "evaluations")) for row in rows if row["label"] == digit] for digit in range(10)]
         names = self.data().class_names
         classes.boxplot(counts, tick_labels=list(names), medianprops={"color": "black"}, showfliers=False)
         classes.set(xlabel="class", ylabel="evaluations (NFE)")
-        order = sorted(rows, key=lambda row: (int(row["evaluations"] or 0), -float(row["confidence"] or 0)))
+        order = sorted(rows, key=lambda row: (int(number(row, "evaluations")), -number(row, "confidence")))
         for axes, group, title in ((hardest, order[::-1], "most evaluations"), (easiest, order, "fewest evaluations")):
             self._pictures(axes, group[:SHOWN], title)
         return figure
 
     def _pictures(self, axes: Any, rows: list[Row], title: str) -> None:
         """Digits in a grid, each with its evaluations and, where wrong, what it was taken for."""
-        chosen = torch.tensor([int(row["image"] or 0) for row in rows])
+        chosen = torch.tensor([int(number(row, "image")) for row in rows])
         images, gap = self.data().parts["val"].images[chosen].float() / 255, 12
         axes.imshow(tile(images, 4, gap, fill=float("nan")), cmap="gray_r")
         for place, row in enumerate(rows):
@@ -116,8 +116,8 @@ class Digits(Study):
         return [
             {
                 "digits": name,
-                "evaluations": sum(int(r["evaluations"] or 0) for r in group) / len(group),
-                "confidence": sum(float(r["confidence"] or 0) for r in group) / len(group),
+                "evaluations": sum(int(number(r, "evaluations")) for r in group) / len(group),
+                "confidence": sum(number(r, "confidence") for r in group) / len(group),
                 "n": len(group),
             }
             for name, group in groups.items()

@@ -14,7 +14,7 @@ from odenet_lightning.figures import new_figure, tile
 from odenet_lightning.models import CLASSES, OneBlock
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.networks import load_network, one_block, trained_odenet
-from odenet_lightning.studies.study import Row, Study
+from odenet_lightning.studies.study import Row, Study, number
 
 TOLERANCE = 1e-4
 PANELS = (0.0, 0.5, 1.0)  # times of the projections drawn
@@ -88,7 +88,7 @@ class Flow(Study):
     @torch.no_grad()
     def measure(self, case: Row) -> Row:
         """The head's accuracy, the state's size, speed and separation at a time."""
-        t, net = float(case["t"] or 0), self.network()
+        t, net = number(case, "t"), self.network()
         y0, y = self.states()[[0, self.times().index(t)]]
         _, labels = self.images("val", self.chosen("val", self.images_used))
         slope, first = (
@@ -140,7 +140,7 @@ class Flow(Study):
         scale = {"accuracy": 100.0, "separation": 1.0, "direction": 1.0}
         labels = ("accuracy of the head on y(t), %", "separation of the classes", "cosine of dy/dt with dy/dt at t = 0")
         for axes, key, label in zip(panels, scale, labels, strict=True):
-            axes.plot([row["t"] for row in rows], [scale[key] * float(row[key] or 0) for row in rows], color="black")
+            axes.plot([row["t"] for row in rows], [scale[key] * number(row, key) for row in rows], color="black")
             axes.set_xlabel("t")
             axes.set_title(label, fontsize=9)
             axes.grid(alpha=0.3)
@@ -175,7 +175,7 @@ class Flow(Study):
         def show(frame: int) -> list[Any]:
             axes.clear()
             self._scatter(axes, points[frame])
-            accuracy = float(rows[frame]["accuracy"] or 0)
+            accuracy = number(rows[frame], "accuracy")
             axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
             axes.set_title(f"t = {times[frame]:.2f}: the head reads {accuracy:.1%}", fontsize=10)
             return []

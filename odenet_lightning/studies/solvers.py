@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from odenet_lightning.callbacks import CoarseStart
 from odenet_lightning.figures import new_figure, series_style
 from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Solver, TorchDiffEq, Tsit5, rms_norm
 from odenet_lightning.studies.networks import keep, load_network, train
-from odenet_lightning.studies.study import Row, Study
+from odenet_lightning.studies.study import Row, Study, number
 
 FIXED: dict[str, Callable[..., Solver]] = {"Euler": Euler, "Midpoint": Midpoint, "Heun": Heun, "RK4": RK4}
 ADAPTIVE: dict[str, Callable[..., Solver]] = {"Bosh3": Bosh3, "Dopri5": Dopri5, "Tsit5": Tsit5}
@@ -122,10 +122,12 @@ class Solvers(Study):
         images, labels = self.images("val", self.chosen("val", self.images_used))
         starts: list[Tensor] = []
         ends: list[Tensor] = []
-        hooks = [
-            block.register_forward_hook(lambda _, inputs, output: (starts.append(inputs[0]), ends.append(output))[2:])
-            for block in net.ode_blocks
-        ]
+
+        def note(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            starts.append(inputs[0])
+            ends.append(output)
+
+        hooks = [block.register_forward_hook(note) for block in net.ode_blocks]
         net(images[:BATCH])  # warms up, and gives the states for the error
         for hook in hooks:
             hook.remove()
@@ -159,7 +161,7 @@ class Solvers(Study):
                 mine = [row for row in rows if row["network"] == name and row["solver"] == solver]
                 work = [row["evaluations"] for row in mine]
                 above.plot(work, [row["relative_error"] for row in mine], label=solver, **series_style(index))
-                below.plot(work, [100 * float(row["accuracy"] or 0) for row in mine], **series_style(index))
+                below.plot(work, [100 * number(row, "accuracy") for row in mine], **series_style(index))
             above.set(xscale="log", yscale="log", title=f"trained with {name}" if name in TRAINED else name)
             below.set(xscale="log", xlabel="evaluations of the field (NFE)")
             for axes in (above, below):

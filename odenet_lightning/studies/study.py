@@ -20,6 +20,13 @@ Row = dict[str, Value]
 PLACES = ("root", "ckpt_path")
 
 
+def number(row: Row, key: str) -> float:
+    """A row's value that must be a number."""
+    value = row[key]
+    assert isinstance(value, bool | int | float), f"{key} is {value!r}"
+    return float(value)
+
+
 @dataclass
 class Study(ABC):
     """What all studies share: digits, a seed and a device.

@@ -1,0 +1,311 @@
+"""What a study promises: no row lost or measured twice, rows complete, and numbers that are right."""
+
+import math
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from odenet_lightning.cli import main
+from odenet_lightning.figures import new_figure
+from odenet_lightning.models import ODENet
+from odenet_lightning.solvers import Dopri5
+from odenet_lightning.studies import STUDIES, Study, run
+from odenet_lightning.studies.depth import half_width
+from odenet_lightning.studies.flow import separation
+from odenet_lightning.studies.gradients import HeldBytes
+from odenet_lightning.studies.ledger import Ledger
+from odenet_lightning.studies.networks import load_network
+from odenet_lightning.studies.study import Row, number
+from tests.processes import run as run_in_process
+
+PROVENANCE = {"seed", "version", "commit", "torch", "hardware", "threads", "config"}
+
+
+@dataclass
+class Squares(Study):
+    """Squares, noted in squared.txt as they are measured; gives up, or is killed, at one of them.
+
+    Args:
+        count: how many.
+        until: the last one that is measured.
+        power: another setting.
+        killed: whether to end by SIGKILL.
+    """
+
+    count: int = 6
+    until: int = 100
+    power: int = 2
+    killed: bool = False
+
+    quick: ClassVar[dict[str, Any]] = {}
+    sweeps: ClassVar[tuple[str, ...]] = ("count", "until", "killed")
+    shown: ClassVar[tuple[str, ...]] = ("number", "square")
+
+    def cases(self) -> list[Row]:
+        return [{"number": number} for number in range(self.count)]
+
+    def measure(self, case: Row) -> Row:
+        value = int(number(case, "number"))
+        if value > self.until:
+            if self.killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyboardInterrupt
+        with Path("squared.txt").open("a") as file:
+            file.write(f"{value}\n")
+        return {"square": value**self.power, "n": 1}
+
+    def draw(self, rows: list[Row]) -> Figure:
+        figure = new_figure(3, 3)
+        figure.subplots().plot([number(row, "number") for row in rows], [number(row, "square") for row in rows])
+        return figure
+
+
+@pytest.fixture
+def squares(workdir: Path, sample_root: Path) -> dict[str, Any]:
+    return {"root": str(sample_root), "source": "sample"}
+
+
+@pytest.mark.parametrize("until", [-1, 0, 3])
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_interrupted_study_measures_what_is_missing(
+    squares: dict[str, Any], workdir: Path, until: int, killed: bool
+) -> None:
+    folder = workdir / "study"
+    interrupted = Squares(**squares, until=until, killed=killed)
+    if killed:
+        assert run_in_process(lambda: run(interrupted, folder), workdir) == -signal.SIGKILL
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(interrupted, folder)
+    rows = run(Squares(**squares), folder)
+    assert [(row["number"], row["square"]) for row in rows] == [(number, number**2) for number in range(6)]
+    assert (workdir / "squared.txt").read_text().split() == [str(number) for number in range(6)]
+    assert Ledger(folder / "rows.csv").rows == rows
+
+
+def test_more_cases_are_added_and_other_settings_measured_anew(
+    squares: dict[str, Any], workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Squares(**squares, count=2), workdir / "study")
+    run(Squares(**squares, count=4), workdir / "study")
+    assert "2 of 4 rows are there already" in capsys.readouterr().out
+    cubes = run(Squares(**squares, count=2, power=3), workdir / "study")
+    assert [row["square"] for row in cubes] == [0, 1]
+    assert (workdir / "squared.txt").read_text().split() == ["0", "1", "2", "3", "0", "1"]
+    assert len(run(Squares(**squares, count=4), workdir / "study")) == 4
+    assert len(Ledger(workdir / "study" / "rows.csv").rows) == 6
+
+
+def test_a_study_leaves_rows_a_picture_and_tensorboards(squares: dict[str, Any], workdir: Path) -> None:
+    rows = run(Squares(**squares), workdir / "study")
+    assert set(rows[0]) == {"number", "square", "n"} | PROVENANCE
+    assert rows[0]["torch"] == torch.__version__
+    assert '"source": "sample"' in str(rows[0]["config"])
+    assert str(workdir) not in (workdir / "study" / "rows.csv").read_text(), "where files lie is not what was measured"
+    with Image.open(workdir / "study" / "figure.png") as picture:
+        assert picture.size == (300, 300)
+    events = EventAccumulator(str(workdir / "study"), size_guidance={"images": 0}).Reload()
+    (image,) = events.Images("study")
+    assert (image.width, image.height) == (300, 300)
+
+
+def test_rows_from_elsewhere_are_kept_and_told(
+    squares: dict[str, Any], workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Squares(**squares), workdir / "study")
+    assert "warning" not in capsys.readouterr().err
+    path = workdir / "study" / "rows.csv"
+    path.write_text(path.read_text().replace(torch.__version__, "1.0"))
+    run(Squares(**squares), workdir / "study")
+    assert "rows from another torch are kept (1.0; now" in capsys.readouterr().err
+
+
+TINY: dict[str, dict[str, Any]] = {
+    "gradients": {"tolerances": [1e-1, 1e-3], "depths": [1, 4], "batch_size": 4, "repeats": 1},
+    "solvers": {"steps": [1, 2, 4], "tolerances": [1e-2, 1e-4], "epochs": 1, "images_used": 20},
+    "depth": {"seeds": 2, "epochs": 1, "batch_size": 500},
+    "paper": {"channels": 2, "points": 2, "steps": 3, "batch_size": 16, "repeats": 1, "tolerances": [1e-2, 1e-4]},
+    "flow": {"frames": 5, "epochs": 1, "images_used": 100},
+    "digits": {"images_used": 40, "epochs": 1, "tolerance": 1e-3},
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> dict[str, list[Row]]:
+    """Every study, as small as it gets."""
+    folder = tmp_path_factory.mktemp("studies")
+    return {
+        name: run(kind(root=str(sample_root), source="sample", **TINY[name]), folder / name)
+        for name, kind in STUDIES.items()
+    }
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_every_row_is_complete(measured: dict[str, list[Row]], name: str, sample_root: Path) -> None:
+    rows = measured[name]
+    cases = STUDIES[name](root=str(sample_root), source="sample", **TINY[name]).cases()
+    assert len(rows) == len(cases)
+    keys = list(rows[0])
+    assert set(keys) >= PROVENANCE | {"n"}
+    for case, row in zip(cases, rows, strict=True):
+        assert {key: row[key] for key in case} == case
+        assert all(not isinstance(value, float) or math.isfinite(value) for value in row.values()), row
+        assert isinstance(row["n"], int)
+        assert row["n"] >= 1
+
+
+def test_gradients_of_exact_methods_agree_and_memory_is_ordered(measured: dict[str, list[Row]]) -> None:
+    by_case = {(row["gradient"], row["rtol"], row["num_steps"]): row for row in measured["gradients"]}
+
+    def value(gradient: str, rtol: float | None, steps: int | None, key: str) -> float:
+        return number(by_case[gradient, rtol, steps], key)
+
+    for rtol, steps in ((1e-1, None), (1e-3, None), (None, 1), (None, 4)):
+        exact, again = (value(name, rtol, steps, "relative_error") for name in ("Backprop", "Checkpoint"))
+        assert exact == pytest.approx(again, rel=1e-3)
+        assert value("Checkpoint", rtol, steps, "nfe_backward") <= value("Checkpoint", rtol, steps, "nfe_forward")
+        assert value("Backprop", rtol, steps, "nfe_backward") == 0
+    for name in ("Backprop", "Checkpoint", "Adjoint", "Adjoint, seminorm"):
+        assert value(name, 1e-3, None, "relative_error") < value(name, 1e-1, None, "relative_error")
+        assert value(name, None, 4, "relative_error") < value(name, None, 1, "relative_error")
+    assert value("Backprop", None, 4, "held_bytes") > 2 * value("Backprop", None, 1, "held_bytes")
+    assert value("Adjoint", None, 4, "held_bytes") == value("Adjoint", None, 1, "held_bytes")
+    assert (
+        value("Adjoint", None, 4, "held_bytes")
+        < value("Checkpoint", None, 4, "held_bytes")
+        < value("Backprop", None, 4, "held_bytes")
+    )
+
+
+def test_solvers_errors_fall_at_their_orders(measured: dict[str, list[Row]]) -> None:
+    rows = measured["solvers"]
+    for network in {row["network"] for row in rows}:
+        for solver, order, stages in (("Euler", 1, 1), ("Midpoint", 2, 2), ("Heun", 2, 2), ("RK4", 4, 4)):
+            mine = [row for row in rows if (row["network"], row["solver"]) == (network, solver)]
+            assert [row["evaluations"] for row in mine] == [stages * steps for steps in (1, 2, 4)]
+            coarse, fine = (number(row, "relative_error") for row in mine[1:])
+            # within what kinks (relu) leave of the order at such large steps
+            assert math.log2(coarse / fine) == pytest.approx(order, abs=0.75 * order)
+        ours, theirs = (
+            next(row for row in rows if (row["network"], row["solver"], row["rtol"]) == (network, name, 1e-4))
+            for name in ("Dopri5", "torchdiffeq dopri5")
+        )
+        assert ours["evaluations"] == theirs["evaluations"]
+        assert ours["relative_error"] == pytest.approx(theirs["relative_error"], rel=0.2)
+
+
+def test_depth_differs_in_the_trunk_alone(measured: dict[str, list[Row]]) -> None:
+    rows = measured["depth"]
+    parameters = {str(row["network"]): row["parameters"] for row in rows}
+    assert (parameters["none"], parameters["ResNet-1"], parameters["ODENet"]) == (10_222, 10_564, 10_564)
+    assert {row["seed"] for row in rows} == {0, 1}
+    evaluations = {str(row["network"]): row["evaluations"] for row in rows}
+    assert evaluations == {"none": 0, "ResNet-1": 0, "ResNet-6": 0, "ODENet": 6, "augmented": 6}
+
+
+def test_paper_trains_on_from_point_to_point(measured: dict[str, list[Row]]) -> None:
+    rows = measured["paper"]
+    assert [(row["step"], row["rtol"]) for row in rows] == [(3, None), (6, None), (6, 1e-2), (6, 1e-4)]
+    assert number(rows[3], "relative_error") < number(rows[2], "relative_error")
+    assert number(rows[3], "nfe_forward") > number(rows[2], "nfe_forward")
+
+
+def test_flow_ends_at_the_networks_own_answer(measured: dict[str, list[Row]]) -> None:
+    rows = measured["flow"]
+    assert [row["t"] for row in rows] == [0, 0.25, 0.5, 0.75, 1]
+    assert rows[0]["direction"] == pytest.approx(1.0, abs=1e-5)
+    assert number(rows[-1], "accuracy") > number(rows[0], "accuracy")
+
+
+def test_digits_are_solved_apart(measured: dict[str, list[Row]]) -> None:
+    rows = measured["digits"]
+    assert len({row["image"] for row in rows}) == 40
+    for row in rows:
+        assert int(number(row, "evaluations")) >= 8
+        assert (int(number(row, "evaluations")) - 2) % 6 == 0, "Dopri5 takes two and six an attempted step"
+        assert row["correct"] == (row["label"] == row["predicted"])
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_help_explains_every_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["study", name, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "--quick" in text
+    for line in text.split("--")[1:]:
+        assert "(type: " in line or "help" in line or "quick" in line or "+ [ITEM" in line or "," in line, line
+
+
+def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a call that must fail; returns its one line of error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code in (1, 2)
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    return error
+
+
+def test_errors_are_one_line(workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = ["--root", str(sample_root), "--source", "sample"]
+    assert "gradients" in fails(["study"], capsys)
+    assert "nothing" in fails(["study", "nothing"], capsys)
+    assert "frames must be 5, 9" in fails(["study", "flow", *at, "--frames", "6"], capsys)
+    assert "there is no checkpoint none.ckpt" in fails(["study", "digits", *at, "--ckpt_path", "none.ckpt"], capsys)
+    if not torch.cuda.is_available():
+        assert "--device cpu" in fails(["study", "paper", *at, "--device", "cuda"], capsys)
+    (workdir / "rows.csv").write_text("a,b\n1,2\n1\n")
+    assert "move it away" in fails(["study", "depth", *at, "--folder", "."], capsys)
+
+
+def test_a_fits_checkpoint_can_be_studied(workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = ["--data.source", "sample", "--data.root", str(sample_root)]
+    few = ["--trainer.max_steps", "3", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "1"]
+    main(["fit", *at, *few, "--model.net.channels", "2", "--pictures.every_n_epochs", "0"])
+    path = "lightning_logs/version_0/checkpoints/last.ckpt"
+    net = load_network(path)
+    assert isinstance(net, ODENet)
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[f"net.{key}"]) for key, value in net.state_dict().items())
+    assert not net.training
+    main(
+        ["study", "digits", "--root", str(sample_root), "--source", "sample", "--ckpt_path", path, "--images_used", "3"]
+    )
+    (row, *_) = Ledger(Path("lightning_logs/study-digits/rows.csv")).rows
+    assert '"network": "' in str(row["config"])
+    assert path not in str(row["config"])
+    main(["fit", *at, *few, "--model.net", "ResNet", "--pictures.every_n_epochs", "0"])
+    again = "lightning_logs/version_1/checkpoints/last.ckpt"
+    error = fails(["study", "flow", "--root", str(sample_root), "--source", "sample", "--ckpt_path", again], capsys)
+    assert "ResNet; this study looks into networks with one ODE block" in error
+
+
+def test_held_bytes_of_a_known_graph() -> None:
+    net = ODENet(channels=2, solver=Dopri5())
+    x = torch.rand(8, 8)  # 256 bytes
+    weight = nn.Parameter(torch.rand(8, 8))
+    with HeldBytes(net) as held:
+        y = (x @ weight).sin()  # x and weight for the product, x @ weight for the sine
+        assert held.now == held.peak == 3 * 256
+        z = y * y  # y, once
+        assert held.now == 4 * 256
+        z.sum().backward()
+    assert held.now == 0
+    assert held.peak == 4 * 256
+
+
+def test_separation_and_interval_have_their_closed_forms() -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    y = torch.tensor([[0.0, 1.0], [0.0, -1.0], [4.0, 1.0], [4.0, -1.0]])
+    assert separation(y, labels) == pytest.approx(4.0)  # centres 2 from the middle, samples 1 from their centre
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
