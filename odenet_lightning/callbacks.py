@@ -104,8 +104,6 @@ class EvaluationCounts(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start each batch's count at zero."""
         self._collect(pl_module)
-        if batch_idx == 0 or is_written(trainer, trainer.global_step):
-            self.forward, self.backward = [], []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -124,6 +122,7 @@ class EvaluationCounts(Callback):
         pl_module.log("nfe/forward", sum(self.forward) / len(self.forward), prog_bar=True)
         if self.backward:
             pl_module.log("nfe/backward", sum(self.backward) / len(self.backward), prog_bar=True)
+        self.forward, self.backward = [], []
         stats = [record.forward for record in records]
         pl_module.log("solver/accepted", float(sum(s.accepted for s in stats)))
         pl_module.log("solver/rejected", float(sum(s.rejected for s in stats)))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -22,8 +22,8 @@ from odenet_lightning.callbacks import (
 from odenet_lightning.cli import main
 from odenet_lightning.fields import Field
 from odenet_lightning.gradients import Adjoint
-from odenet_lightning.module import MAX_SKIPS
-from odenet_lightning.solvers import RK4, Bosh3, Dopri5, SolverError
+from odenet_lightning.module import MAX_SKIPS, is_written
+from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Midpoint, SolverError
 from tests.test_module import FewDigits, sgd, trainer_in
 
 CPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
@@ -70,6 +70,26 @@ def test_warns_at_half_the_budget_and_stops_beyond_it(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"more evaluations than the budget of 10 \(12 here\): ending the run"):
         trainer_in(tmp_path, max_epochs=1, callbacks=[EvaluationCounts(budget=10)]).fit(module, FewDigits())
     assert module.trainer.global_step == 1
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 100])
+def test_nfe_is_the_average_of_the_steps_since_it_was_last_written(tmp_path: Path, every: int) -> None:
+    """Four steps of 2, 4, 6 and 8 evaluations; the last one of an epoch is always written."""
+    module = ClassifierModule(ODENet(2, solver=Midpoint(num_steps=1)), sgd(0.01), schedule="constant")
+    written: list[float] = []
+
+    class Finer(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            block.solver = Midpoint(num_steps=trainer.global_step + 1)
+
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if is_written(trainer, trainer.global_step):
+                written.append(float(trainer.callback_metrics["nfe/forward"]))
+
+    (block,) = module.net.ode_blocks
+    callbacks = [EvaluationCounts(), Finer()]
+    trainer_in(tmp_path, max_epochs=1, callbacks=callbacks, log_every_n_steps=every).fit(module, FewDigits())
+    assert written == {1: [2, 4, 6, 8], 2: [3, 7], 3: [4, 8], 100: [5]}[every]
 
 
 def test_budget_must_be_positive() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -41,7 +40,7 @@ class Depth(Study):
     """
 
     seeds: int = 3
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 128
     lr: float = 0.01
 
@@ -56,18 +55,17 @@ class Depth(Study):
         """Train and test."""
         data = self.data()
         data.batch_size = self.batch_size
-        counts = EvaluationCounts()
         begin = time.perf_counter()
         make = NETWORKS[str(case["network"])]
-        module = train(make, data, self.epochs, int(number(case, "seed")), self.device, self.lr, [counts])
+        module = train(make, data, self.epochs, int(number(case, "seed")), self.device, self.lr, [EvaluationCounts()])
         seconds = time.perf_counter() - begin
-        with torch.no_grad():
-            (metrics,) = trainer_for(self.device).test(module, data, verbose=False)
+        evaluations = float(module.trainer.callback_metrics.get("nfe/forward", 0))
+        (metrics,) = trainer_for(self.device).test(module, data, verbose=False)
         return {
             "accuracy": metrics["test/acc"],
             "parameters": module.num_params,
             "seconds": seconds,
-            "evaluations": sum(counts.forward) / len(counts.forward) if counts.forward else 0,
+            "evaluations": evaluations,
             "n": len(data.parts["test"]),
         }
 

@@ -38,8 +38,8 @@ class Flow(Study):
         ckpt_path: a trained network with one ODE block.
     """
 
-    frames: int = 41
-    images_used: int = 1_000
+    frames: int = 21
+    images_used: int = 500
     epochs: int = 6
     ckpt_path: str | None = None
 

@@ -22,9 +22,7 @@ from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5, rms_norm
 from odenet_lightning.studies.networks import trainer_for
-from odenet_lightning.studies.study import Row, Study, number
-
-REFERENCE_TOLERANCE = 1e-9
+from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number
 
 
 @dataclass
@@ -48,8 +46,8 @@ class Paper(Study):
     channels: int = 6
     tolerance: float = 1e-3
     tolerances: list[float] = field(default_factory=lambda: [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
-    points: int = 15
-    steps: int = 100
+    points: int = 12
+    steps: int = 60
     lr: float = 0.005
     batch_size: int = 64
     repeats: int = 7
@@ -97,6 +95,7 @@ class Paper(Study):
             self.device,
             max_epochs=point,
             limit_train_batches=self.steps,
+            limit_val_batches=10,
             callbacks=[EvaluationCounts()],
             plugins=[WholeCheckpointIO()],
         )
