@@ -69,7 +69,7 @@ def kept_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def config_files(args: list[str]) -> list[Path]:
     """The config files that a command line names."""
-    pairs = zip(args, [*args[1:], ""], strict=True)
+    pairs = zip(args, [*args, ""][1:], strict=True)
     values = [
         arg.removeprefix("--config=") if "=" in arg else following
         for arg, following in pairs

@@ -79,10 +79,12 @@ def test_nfe_is_the_average_of_the_steps_since_it_was_last_written(tmp_path: Pat
     written: list[float] = []
 
     class Finer(Callback):
-        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
             block.solver = Midpoint(num_steps=trainer.global_step + 1)
 
-        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             if is_written(trainer, trainer.global_step):
                 written.append(float(trainer.callback_metrics["nfe/forward"]))
 
