@@ -285,6 +285,7 @@ def study(args: list[str]) -> None:
         # the first line of its file is its question
         question = (sys.modules[kind.__module__].__doc__ or "").splitlines()[0]
         command = Parser(description=question)
+        command.add_argument("--config", action="config", help="a YAML with settings")
         command.add_argument("--quick", action="store_true", help="a small version, on the sample, in under a minute")
         command.add_argument("--folder", type=str | None, help="where its files go (lightning_logs/study-NAME)")
         command.add_class_arguments(kind)
@@ -293,6 +294,7 @@ def study(args: list[str]) -> None:
         commands.add_subcommand(name, command, help=question)
     chosen = parser.parse_args(args)
     settings = chosen[chosen.subcommand].as_dict()
+    settings.pop("config")
     quick, folder = settings.pop("quick"), settings.pop("folder")
     folder = folder or f"lightning_logs/study-{chosen.subcommand}{'-quick' if quick else ''}"
     run(STUDIES[chosen.subcommand](**settings), Path(folder))

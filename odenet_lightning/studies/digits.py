@@ -84,13 +84,19 @@ class Digits(Study):
         ):
             # the logarithm of what is missing to certainty tells confident digits apart
             doubt = [max(1 - number(row, "confidence"), 1e-7) for row in group]
-            scatter.scatter([row["evaluations"] for row in group], doubt, label=f"{label} ({len(group)})", **style)
+            # evaluations come in steps of six; spread, so that points do not hide each other
+            spread = 4 * (torch.rand(len(group), generator=torch.Generator().manual_seed(0)) - 0.5)
+            work = torch.tensor([number(row, "evaluations") for row in group]) + spread
+            scatter.scatter(work, doubt, label=f"{label} ({len(group)})", **style)
         scatter.set(yscale="log", xlabel="evaluations (NFE)", ylabel="doubt: 1 - confidence")
         scatter.legend(loc="best")
-        counts = [[int(number(row, "evaluations")) for row in rows if row["label"] == digit] for digit in range(10)]
-        names = self.data().class_names
-        classes.boxplot(counts, tick_labels=list(names), medianprops={"color": "black"}, showfliers=False)
-        classes.set(xlabel="class", ylabel="evaluations (NFE)")
+        for digit in range(10):
+            counts = torch.tensor([number(row, "evaluations") for row in rows if row["label"] == digit])
+            if len(counts) > 1:
+                classes.errorbar(digit, counts.mean(), counts.std(), fmt="o", color="black", capsize=4)
+        classes.set_xticks(range(10), list(self.data().class_names))
+        classes.set(xlabel="class", ylabel="evaluations (NFE), mean and sd")
+        classes.grid(alpha=0.3, axis="y")
         order = sorted(rows, key=lambda row: (int(number(row, "evaluations")), -number(row, "confidence")))
         for axes, group, title in ((hardest, order[::-1], "most evaluations"), (easiest, order, "fewest evaluations")):
             self._pictures(axes, group[:SHOWN], title)
