@@ -2,8 +2,9 @@
 
 import math
 import os
+import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -132,7 +133,7 @@ def test_rows_from_elsewhere_are_kept_and_told(
 TINY: dict[str, dict[str, Any]] = {
     "gradients": {"tolerances": [1e-1, 1e-3], "depths": [1, 4], "batch_size": 4, "repeats": 1},
     "solvers": {"steps": [1, 2, 4], "tolerances": [1e-2, 1e-4], "epochs": 1, "images_used": 20},
-    "depth": {"seeds": 2, "epochs": 1, "batch_size": 500},
+    "depth": {"seeds": 1, "epochs": 1, "batch_size": 500},
     "paper": {"channels": 2, "points": 2, "steps": 3, "batch_size": 16, "repeats": 1, "tolerances": [1e-2, 1e-4]},
     "flow": {"frames": 5, "epochs": 1, "images_used": 100},
     "digits": {"images_used": 40, "epochs": 1, "tolerance": 1e-3},
@@ -207,7 +208,7 @@ def test_depth_differs_in_the_trunk_alone(measured: dict[str, list[Row]]) -> Non
     rows = measured["depth"]
     parameters = {str(row["network"]): row["parameters"] for row in rows}
     assert (parameters["none"], parameters["ResNet-1"], parameters["ODENet"]) == (10_222, 10_564, 10_564)
-    assert {row["seed"] for row in rows} == {0, 1}
+    assert {row["seed"] for row in rows} == {0}
     evaluations = {str(row["network"]): row["evaluations"] for row in rows}
     assert evaluations == {"none": 0, "ResNet-1": 0, "ResNet-6": 0, "ODENet": 6, "augmented": 6}
 
@@ -240,10 +241,9 @@ def test_help_explains_every_flag(name: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as ended:
         main(["study", name, "--help"])
     assert ended.value.code == 0
-    text = capsys.readouterr().out
-    assert "--quick" in text
-    for line in text.split("--")[1:]:
-        assert "(type: " in line or "help" in line or "quick" in line or "+ [ITEM" in line or "," in line, line
+    text = " ".join(capsys.readouterr().out.split())
+    for field in fields(STUDIES[name]):
+        assert re.search(rf"--{field.name} \S+ [a-z][^()]+.*?\(type: ", text), field.name
 
 
 def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -295,13 +295,13 @@ def test_held_bytes_of_a_known_graph() -> None:
     x = torch.rand(8, 8)  # 256 bytes
     weight = nn.Parameter(torch.rand(8, 8))
     with HeldBytes(net) as held:
-        y = (x @ weight).sin()  # x and weight for the product, x @ weight for the sine
-        assert held.now == held.peak == 3 * 256
+        y = (x @ weight).sin()  # x for the product, x @ weight for the sine
+        assert held.now == held.peak == 2 * 256
         z = y * y  # y, once
-        assert held.now == 4 * 256
+        assert held.now == 3 * 256
         z.sum().backward()
     assert held.now == 0
-    assert held.peak == 4 * 256
+    assert held.peak == 3 * 256
 
 
 def test_separation_and_interval_have_their_closed_forms() -> None:

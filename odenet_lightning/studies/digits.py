@@ -87,13 +87,13 @@ class Digits(Study):
             # evaluations come in steps of six; spread, so that points do not hide each other
             spread = 4 * (torch.rand(len(group), generator=torch.Generator().manual_seed(0)) - 0.5)
             work = torch.tensor([number(row, "evaluations") for row in group]) + spread
-            scatter.scatter(work, doubt, label=f"{label} ({len(group)})", **style)
+            scatter.scatter(work.numpy(), doubt, label=f"{label} ({len(group)})", **style)
         scatter.set(yscale="log", xlabel="evaluations (NFE)", ylabel="doubt: 1 - confidence")
         scatter.legend(loc="best")
         for digit in range(10):
             counts = torch.tensor([number(row, "evaluations") for row in rows if row["label"] == digit])
             if len(counts) > 1:
-                classes.errorbar(digit, counts.mean(), counts.std(), fmt="o", color="black", capsize=4)
+                classes.errorbar(digit, float(counts.mean()), float(counts.std()), fmt="o", color="black", capsize=4)
         classes.set_xticks(range(10), list(self.data().class_names))
         classes.set(xlabel="class", ylabel="evaluations (NFE), mean and sd")
         classes.grid(alpha=0.3, axis="y")
@@ -106,7 +106,7 @@ class Digits(Study):
         """Digits in a grid, each with its evaluations and, where wrong, what it was taken for."""
         chosen = torch.tensor([int(number(row, "image")) for row in rows])
         images, gap = self.data().parts["val"].images[chosen].float() / 255, 12
-        axes.imshow(tile(images, 4, gap, fill=float("nan")), cmap="gray_r")
+        axes.imshow(tile(images, 4, gap, fill=float("nan")).numpy(), cmap="gray_r")
         for place, row in enumerate(rows):
             x, y = place % 4 * (28 + gap) + 14, place // 4 * (28 + gap) - 1
             note = "" if row["correct"] else f", read {row['predicted']}"

@@ -131,7 +131,7 @@ class Flow(Study):
         """A digit a point, drawn as the digit that it is, which also serves in grey."""
         _, labels = self.images("val", self.chosen("val", self.images_used))
         for digit in range(10):
-            x, y = points[labels.cpu() == digit].T
+            x, y = points[labels.cpu() == digit].T.numpy()
             style = {"marker": f"${digit}$", "s": 22, "linewidths": 0.2}
             axes.scatter(x, y, c=f"C{digit}", **style)
 
@@ -154,7 +154,7 @@ class Flow(Study):
             maps = states[[times.index(t) for t in MAPS], index].cpu()[:, :6]
             sheet = tile(maps.transpose(0, 1).flatten(0, 1), len(MAPS), 2, fill=float("nan"))
             limit = float(maps.abs().max())
-            axes.imshow(sheet, cmap="coolwarm", vmin=-limit, vmax=limit)
+            axes.imshow(sheet.numpy(), cmap="coolwarm", vmin=-limit, vmax=limit)
             size = maps.shape[-1] + 2
             axes.set_xticks([i * size + size / 2 for i in range(len(MAPS))], [f"{t:g}" for t in MAPS], fontsize=8)
             rows = range(maps.shape[1])
@@ -170,7 +170,7 @@ class Flow(Study):
         points, times = self.projected(), self.times()
         figure = new_figure(4.2, 4.2)
         axes = figure.subplots()
-        low, high = points.flatten(0, 1).amin(0), points.flatten(0, 1).amax(0)
+        low, high = points.flatten(0, 1).amin(0).tolist(), points.flatten(0, 1).amax(0).tolist()
 
         def show(frame: int) -> list[Any]:
             axes.clear()

@@ -16,7 +16,7 @@ from odenet_lightning.callbacks import CoarseStart
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.models import Classifier, ODENet, OneBlock
 from odenet_lightning.module import ClassifierModule
-from odenet_lightning.solvers import Midpoint
+from odenet_lightning.solvers import Midpoint, RungeKutta
 
 
 def load_network(path: str) -> Classifier:
@@ -83,15 +83,21 @@ def train(
     return module
 
 
-def trained_odenet(folder: Path, data: MNISTDataModule, epochs: int, seed: int, device: str) -> ODENet:
-    """The post's network, trained with one midpoint step and in its last epoch with two; kept in the folder."""
-    net = ODENet(solver=Midpoint(num_steps=2))
-    path = folder / f"odenet-{data.digits_used}-{epochs}-{seed}.pt"
+def trained_odenet(
+    folder: Path, data: MNISTDataModule, epochs: int, seed: int, device: str, solver: RungeKutta | None = None
+) -> ODENet:
+    """The post's network in evaluation mode, its weights kept in the folder.
+
+    Trained with the given solver alone; or, where none is given, with one midpoint step, and in the last epoch two.
+    """
+    callbacks = [] if solver else [CoarseStart(Midpoint(num_steps=1), epochs - 1)]
+    solver = solver or Midpoint(num_steps=2)
+    net = ODENet(solver=solver)
+    path = folder / f"{type(solver).__name__}-{solver.num_steps}-{data.digits_used}-{epochs}-{seed}.pt"
     if path.is_file():
         net.load_state_dict(torch.load(path, weights_only=True))
     else:
-        coarse = CoarseStart(Midpoint(num_steps=1), epochs - 1)
-        module = train(lambda: ODENet(solver=Midpoint(num_steps=2)), data, epochs, seed, device, 0.03, [coarse])
+        module = train(lambda: ODENet(solver=solver), data, epochs, seed, device, 0.03, callbacks)
         net.load_state_dict(module.net.state_dict())
         keep(net, path)
     return net.to(device).eval()

@@ -10,11 +10,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from odenet_lightning.callbacks import CoarseStart
 from odenet_lightning.figures import new_figure, series_style
-from odenet_lightning.models import Classifier, ODENet
+from odenet_lightning.models import Classifier
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Solver, TorchDiffEq, Tsit5, rms_norm
-from odenet_lightning.studies.networks import keep, load_network, train
+from odenet_lightning.studies.networks import load_network, trained_odenet
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number
 
 FIXED: dict[str, Callable[..., Solver]] = {"Euler": Euler, "Midpoint": Midpoint, "Heun": Heun, "RK4": RK4}
@@ -23,8 +22,8 @@ LIBRARY = "torchdiffeq dopri5"
 BATCH = 250
 COMPARED = 32  # images whose y(1) is held against the reference
 
-# name -> (the solver trained with in the end, epochs of a coarser one are all but the last)
-TRAINED = {"one Euler step": Euler(num_steps=1), "midpoint, two steps": Midpoint(num_steps=2)}
+# name -> the solver trained with, None for one midpoint step and in the last epoch two
+TRAINED = {"one Euler step": Euler(num_steps=1), "midpoint, two steps": None}
 
 
 @dataclass
@@ -82,22 +81,12 @@ class Solvers(Study):
     def network(self, name: str) -> Classifier:
         """The checkpoint's, or one trained here and kept in the folder."""
         if name not in self.networks:
-            net = load_network(self.ckpt_path) if self.ckpt_path else self._trained(name)
-            self.networks[name] = net.to(self.device).eval()
+            self.networks[name] = (
+                load_network(self.ckpt_path).to(self.device)
+                if self.ckpt_path
+                else trained_odenet(self.folder, self.data(), self.epochs, self.seed, self.device, TRAINED[name])
+            )
         return self.networks[name]
-
-    def _trained(self, name: str) -> Classifier:
-        solver = TRAINED[name]
-        path = self.folder / f"{name.replace(' ', '-')}-{self.data().digits_used}-{self.epochs}-{self.seed}.pt"
-        net = ODENet(solver=solver)
-        if path.is_file():
-            net.load_state_dict(torch.load(path, weights_only=True))
-            return net
-        coarse = [] if isinstance(solver, Euler) else [CoarseStart(Midpoint(num_steps=1), self.epochs - 1)]
-        module = train(lambda: ODENet(solver=solver), self.data(), self.epochs, self.seed, self.device, 0.03, coarse)
-        net.load_state_dict(module.net.state_dict())
-        keep(net, path)
-        return net
 
     @torch.no_grad()
     def error(self, name: str, net: Classifier, images: Tensor) -> float:

@@ -94,6 +94,9 @@ class Study(ABC):
         Raises:
             ValueError: with what to change.
         """
+        path = getattr(self, "ckpt_path", None)
+        if path and not Path(path).is_file():
+            raise ValueError(f"there is no checkpoint {path}")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("there is no CUDA device here: use --device cpu")
 
