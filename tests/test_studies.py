@@ -17,7 +17,7 @@ from torch import nn
 
 from odenet_lightning.cli import main
 from odenet_lightning.figures import new_figure
-from odenet_lightning.models import ODENet
+from odenet_lightning.models import ODENet, PyramidODENet
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies import STUDIES, Study, run
 from odenet_lightning.studies.depth import half_width
@@ -25,6 +25,7 @@ from odenet_lightning.studies.flow import separation
 from odenet_lightning.studies.gradients import HeldBytes
 from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.networks import load_network
+from odenet_lightning.studies.solvers import Solvers
 from odenet_lightning.studies.study import Row, number
 from tests.processes import run as run_in_process
 
@@ -50,6 +51,9 @@ class Squares(Study):
     quick: ClassVar[dict[str, Any]] = {}
     sweeps: ClassVar[tuple[str, ...]] = ("count", "until", "killed")
     shown: ClassVar[tuple[str, ...]] = ("number", "square")
+
+    def check(self) -> None:
+        pass  # these settings need no sense
 
     def cases(self) -> list[Row]:
         return [{"number": number} for number in range(self.count)]
@@ -243,7 +247,7 @@ def test_help_explains_every_flag(name: str, capsys: pytest.CaptureFixture[str])
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for field in fields(STUDIES[name]):
-        assert re.search(rf"--{field.name} \S+ [a-z][^()]+.*?\(type: ", text), field.name
+        assert re.search(rf"--{field.name}\+? \S+ [a-z][^()]+.*?\(type: ", text), field.name
 
 
 def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -260,6 +264,12 @@ def test_errors_are_one_line(workdir: Path, sample_root: Path, capsys: pytest.Ca
     at = ["--root", str(sample_root), "--source", "sample"]
     assert "gradients" in fails(["study"], capsys)
     assert "nothing" in fails(["study", "nothing"], capsys)
+    assert "steps must be at most" in fails(["study", "paper", *at, "--steps", "100"], capsys)
+    assert "tolerances must be a list" in fails(["study", "paper", *at, "--tolerances", "[]"], capsys)
+    assert "tolerances must be a list" in fails(["study", "paper", *at, "--tolerances", "[0.1,0.1]"], capsys)
+    assert "depths must be positive, not 0" in fails(["study", "gradients", *at, "--depths", "[0]"], capsys)
+    assert "batch_size must be positive" in fails(["study", "depth", *at, "--batch_size", "-4"], capsys)
+    assert "device must be" in fails(["study", "depth", *at, "--device", "gpu"], capsys)
     assert "frames must be 5, 9" in fails(["study", "flow", *at, "--frames", "6"], capsys)
     assert "there is no checkpoint none.ckpt" in fails(["study", "digits", *at, "--ckpt_path", "none.ckpt"], capsys)
     if not torch.cuda.is_available():
@@ -270,8 +280,10 @@ def test_errors_are_one_line(workdir: Path, sample_root: Path, capsys: pytest.Ca
 
 def test_a_fits_checkpoint_can_be_studied(workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     at = ["--data.source", "sample", "--data.root", str(sample_root)]
-    few = ["--trainer.max_steps", "3", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "1"]
-    main(["fit", *at, *few, "--model.net.channels", "2", "--pictures.every_n_epochs", "0"])
+    few = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1"]
+    few += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.log_every_n_steps", "1"]
+    plain = ["--pictures.every_n_epochs", "0"]
+    main(["fit", *at, *few, *plain, "--model.net.channels", "2", "--data.split_seed", "7"])
     path = "lightning_logs/version_0/checkpoints/last.ckpt"
     net = load_network(path)
     assert isinstance(net, ODENet)
@@ -284,10 +296,24 @@ def test_a_fits_checkpoint_can_be_studied(workdir: Path, sample_root: Path, caps
     (row, *_) = Ledger(Path("lightning_logs/study-digits/rows.csv")).rows
     assert '"network": "' in str(row["config"])
     assert path not in str(row["config"])
-    main(["fit", *at, *few, "--model.net", "ResNet", "--pictures.every_n_epochs", "0"])
+    assert '"split_seed": 7' in str(row["config"]), "the digits that it was not trained on"
+    main(["fit", *at, *few, "--model.net", "ResNet", *plain])
     again = "lightning_logs/version_1/checkpoints/last.ckpt"
     error = fails(["study", "flow", "--root", str(sample_root), "--source", "sample", "--ckpt_path", again], capsys)
-    assert "ResNet; this study looks into networks with one ODE block" in error
+    assert "holds a ResNet, which has no ODE block to study" in error
+
+
+def test_errors_of_two_blocks_do_not_depend_on_the_order_of_solvers(sample_root: Path) -> None:
+    def error(names: list[tuple[str, int]]) -> float:
+        study = Solvers(root=str(sample_root), source="sample", images_used=4)
+        torch.manual_seed(0)
+        study.networks["checkpoint"] = PyramidODENet(hidden=2, channels=(2, 3)).eval()
+        cases = [{"network": "checkpoint", "solver": name, "num_steps": n, "rtol": None} for name, n in names]
+        return [number(study.measure({**case}), "relative_error") for case in cases][-1]
+
+    alone = error([("RK4", 16)])
+    assert alone < 1e-3
+    assert error([("Euler", 1), ("RK4", 16)]) == alone
 
 
 def test_held_bytes_of_a_known_graph() -> None:

@@ -59,6 +59,8 @@ class Flow(Study):
     def check(self) -> None:
         """Refuse a film without a beginning and an end."""
         super().check()
+        if self.images_used < 20:
+            raise ValueError(f"images_used must be at least 20, to see classes in them: {self.images_used}")
         if self.frames < 5 or (self.frames - 1) % 4:
             raise ValueError(f"frames must be 5, 9, 13, ..., so that quarters of [0, 1] are among them: {self.frames}")
 
@@ -108,7 +110,7 @@ class Flow(Study):
         states = self.states().flatten(2)
         torch.manual_seed(self.seed)  # the decomposition starts at random
         centre = states[-1].mean(0)
-        _, _, axes = torch.pca_lowrank(states[-1] - centre, q=6, center=False)
+        _, _, axes = torch.pca_lowrank(states[-1] - centre, q=min(6, *states[-1].shape), center=False)
         return ((states - centre) @ axes[:, :2]).cpu()
 
     def draw(self, rows: list[Row]) -> Figure:
@@ -149,7 +151,7 @@ class Flow(Study):
         """Channels down, time across, one digit a panel."""
         states, times = self.states(), self.times()
         _, labels = self.images("val", self.chosen("val", self.images_used))
-        for axes, digit in zip(panels, (0, 4, 7), strict=True):
+        for axes, digit in zip(panels, labels.unique()[[0, len(labels.unique()) // 2, -1]].tolist(), strict=True):
             index = int((labels == digit).nonzero()[0])
             maps = states[[times.index(t) for t in MAPS], index].cpu()[:, :6]
             sheet = tile(maps.transpose(0, 1).flatten(0, 1), len(MAPS), 2, fill=float("nan"))

@@ -17,7 +17,7 @@ from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.solvers import Dopri5, Midpoint, Solver
 from odenet_lightning.studies.networks import load_network
-from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study
+from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number
 
 GRADIENTS: dict[str, Gradient] = {
     "Backprop": Backprop(),
@@ -142,8 +142,11 @@ class Gradients(Study):
 
     def measure(self, case: Row) -> Row:
         """Time, bytes, evaluations and error of one case."""
-        rtol, steps = case["rtol"], case["num_steps"]
-        solver = Dopri5(rtol, rtol) if isinstance(rtol, float) else Midpoint(num_steps=int(steps or 1))
+        solver = (
+            Midpoint(num_steps=int(number(case, "num_steps")))
+            if case["rtol"] is None
+            else Dopri5(number(case, "rtol"), number(case, "rtol"))
+        )
         net = self.network(solver, GRADIENTS[str(case["gradient"])])
         cuda = self.device.startswith("cuda")
         seconds = []
@@ -171,7 +174,7 @@ class Gradients(Study):
             "nfe_backward": sum(solve.backward.evaluations for solve in solves if solve.backward),
             "held_bytes": held.peak,
             "peak_bytes": peak,
-            "images_per_gib": GIB * self.batch_size // (peak or held.peak),
+            "images_per_gib": GIB * len(self.chosen("train", self.batch_size)) // (peak or held.peak),
             "relative_error": float((gradient - exact).norm() / exact.norm()),
             "cosine": float(F.cosine_similarity(gradient, exact, dim=0)),
             "n": self.repeats,

@@ -42,16 +42,18 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
+        self.columns: list[str] = []
+        self.cut = b""  # what a kill left of a line
         if not path.is_file():
             return
         text = path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            os.truncate(path, len(whole))
+        self.cut = text[len(whole) :]
         try:
             lines = list(csv.reader(io.StringIO(whole.decode(), newline=""), strict=True))
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path} cannot be read ({error}): move it away") from error
+        self.columns = lines[0] if lines else []
         for line in lines[1:]:
             if len(line) != len(lines[0]):
                 raise ValueError(f"{path} has a line with {len(line)} of {len(lines[0])} values: move it away")
@@ -69,13 +71,17 @@ class Ledger:
         Raises:
             ValueError: the file has other columns.
         """
-        if self.rows and list(self.rows[0]) != list(row):
-            raise ValueError(f"{self.path} has other columns than these rows: move it away, or name another folder")
-        lines = [] if self.path.is_file() and self.path.stat().st_size else [list(row)]
+        lines = [list(row), [to_cell(value) for value in row.values()]]
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([*lines, [to_cell(value) for value in row.values()]])
+        csv.writer(text, lineterminator="\n").writerows(lines[1:] if self.columns else lines)
+        foreign = not self.columns and not text.getvalue().encode().startswith(self.cut)
+        if foreign or self.columns not in ([], list(row)):
+            raise ValueError(f"{self.path} has other columns than these rows: move it away, or name another folder")
+        if self.cut:
+            os.truncate(self.path, self.path.stat().st_size - len(self.cut))
         with self.path.open("ab") as file:  # one write: a kill leaves the line whole or cut, never mixed
             file.write(text.getvalue().encode())
+        self.columns, self.cut = list(row), b""
         # as it will be read back
         self.rows.append({key: from_cell(to_cell(value)) for key, value in row.items()})
 

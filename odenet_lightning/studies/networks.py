@@ -37,6 +37,8 @@ def load_network(path: str) -> Classifier:
     net.load_state_dict({key.removeprefix("net."): weights[key] for key in weights if key.startswith("net.")})
     for block, step in zip(net.ode_blocks, checkpoint.get("warm_steps", []), strict=False):
         block.warm_step = step
+    if not net.ode_blocks:
+        raise UsageError(f"{path} holds a {type(net).__name__}, which has no ODE block to study")
     return net.eval()
 
 

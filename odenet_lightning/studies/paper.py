@@ -30,7 +30,8 @@ class Paper(Study):
     """Figure 3 of Chen et al. 2018 (arXiv:1806.07366), on the post's network, which costs a fraction of the paper's.
 
     Trains with Dopri5 and the continuous adjoint, as the paper does, and counts evaluations on the way; then solves
-    with the final weights at each tolerance. Evaluations are averages a solve.
+    with the final weights at each tolerance. Evaluations are averages a solve; `seconds` are of a way from point to
+    point in training, validation on ten batches with it, and of a solve forward at a tolerance.
 
     Args:
         channels: width of the network.
@@ -65,6 +66,13 @@ class Paper(Study):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.solved: Tensor | None = None
+
+    def check(self) -> None:
+        """Refuse a way from point to point that is longer than a pass over the digits."""
+        super().check()
+        most = len(self.data().parts["train"]) // self.batch_size
+        if self.steps > most:
+            raise ValueError(f"steps must be at most {most}, a pass over these digits in batches of {self.batch_size}")
 
     def cases(self) -> list[Row]:
         """Steps of training, then tolerances with the weights of the last one."""
@@ -102,6 +110,7 @@ class Paper(Study):
         begin = time.perf_counter()
         trainer.fit(self._module(), data, ckpt_path=self._checkpoint(point - 1) if point > 1 else None)
         seconds = time.perf_counter() - begin
+        assert trainer.global_step == point * self.steps
         trainer.save_checkpoint(self._checkpoint(point))
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {

@@ -1,6 +1,8 @@
 """Study: a question, as cases to measure and a figure of what was measured."""
 
 import hashlib
+import math
+import re
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from odenet_lightning.arguments import kept_data, load_checkpoint
 from odenet_lightning.data import MNISTDataModule, normalise
 from odenet_lightning.sources import Source
 
@@ -49,7 +52,6 @@ class Study(ABC):
     source: Source = "auto"
     seed: int = 0
     device: str = "cpu"
-
     # values of the fields with which it runs in under a minute, on the sample
     quick: ClassVar[dict[str, Any]] = {}
     # fields that choose the cases: a row does not depend on them
@@ -61,13 +63,19 @@ class Study(ABC):
         self.folder = Path()  # of this study's files, named by who runs it
         self.digits: MNISTDataModule | None = None
 
+    @property
+    def checkpoint(self) -> str | None:
+        """The trained network, in studies that take one."""
+        return getattr(self, "ckpt_path", None)
+
     def settings(self) -> dict[str, Any]:
         """What a row depends on beside its case."""
         fields = asdict(self)
         settings = {key: value for key, value in fields.items() if key not in (*PLACES, *self.sweeps)}
-        if fields.get("ckpt_path"):
-            settings["network"] = hashlib.sha256(Path(fields["ckpt_path"]).read_bytes()).hexdigest()[:12]
-        return {**settings, "source": self.data().digits_used}
+        if self.checkpoint:
+            settings["network"] = hashlib.sha256(Path(self.checkpoint).read_bytes()).hexdigest()[:12]
+        data = self.data()
+        return {**settings, "source": data.digits_used, "val_size": data.val_size, "split_seed": data.split_seed}
 
     @abstractmethod
     def cases(self) -> list[Row]:
@@ -89,21 +97,36 @@ class Study(ABC):
         """Write what else there is to see into the study's folder."""
 
     def check(self) -> None:
-        """Refuse settings that cannot be measured, before anything is.
+        """Refuse settings that make no sense, before anything is measured.
 
         Raises:
             ValueError: with what to change.
         """
-        path = getattr(self, "ckpt_path", None)
-        if path and not Path(path).is_file():
-            raise ValueError(f"there is no checkpoint {path}")
+        for name, value in asdict(self).items():
+            values = value if isinstance(value, list) else [value]
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be a list of different values, and not an empty one: {value}")
+            for number in values:
+                wrong = isinstance(number, int | float) and number is not False and not 0 < number < math.inf
+                if wrong and (name, number) != ("seed", 0):
+                    raise ValueError(f"{name} must be positive, not {number}")
+        if self.checkpoint and not Path(self.checkpoint).is_file():
+            raise ValueError(f"there is no checkpoint {self.checkpoint}")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", not {self.device!r}')
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("there is no CUDA device here: use --device cpu")
 
     def data(self) -> MNISTDataModule:
-        """The digits, loaded once."""
+        """The digits, loaded once; of a checkpoint, split as in its training, so that none was learned by heart."""
         if self.digits is None:
-            self.digits = MNISTDataModule(root=self.root, source=self.source)
+            kept = kept_data(load_checkpoint(self.checkpoint)) if self.checkpoint else {}
+            split = {key: kept[key] for key in ("val_size", "split_seed") if key in kept}
+            if self.source not in ("auto", kept.get("source", self.source)):
+                raise ValueError(
+                    f"{self.checkpoint} was trained on {kept['source']}, whose split it brings: --source auto"
+                )
+            self.digits = MNISTDataModule(root=self.root, source=kept.get("source", self.source), **split)
             self.digits.prepare_data()
             self.digits.setup("fit")
         return self.digits
