@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from odenet_lightning.arguments import (
@@ -296,8 +297,15 @@ def study(args: list[str]) -> None:
     settings = chosen[chosen.subcommand].as_dict()
     settings.pop("config")
     quick, folder = settings.pop("quick"), settings.pop("folder")
+    if quick and "--quick" not in args:  # a config says so: parse again, with the small version's defaults
+        study([*args, "--quick"])
+        return
     folder = folder or f"lightning_logs/study-{chosen.subcommand}{'-quick' if quick else ''}"
-    run(STUDIES[chosen.subcommand](**settings), Path(folder))
+    try:
+        run(STUDIES[chosen.subcommand](**settings), Path(folder))
+    except (KeyboardInterrupt, SystemExit) as end:  # Lightning ends by the latter, with 0 after a SIGTERM
+        print(f"interrupted: the rows so far are in {folder}; the same command goes on", file=sys.stderr)
+        raise SystemExit(143 if isinstance(end, SIGTERMException) else 130) from None
 
 
 def best_checkpoint(trainer: Trainer) -> tuple[str, float | None]:

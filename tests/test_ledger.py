@@ -17,7 +17,8 @@ ROW: Row = {"case": "a", "rtol": 1e-5, "value": 3, "config": "{}"}
         st.booleans(),
         st.integers(),
         st.floats(allow_nan=False),
-        st.text(st.characters(codec="ascii"), min_size=1).map(lambda text: f"name {text}"),
+        st.text(),
+        st.sampled_from(["", "1", "12345e7", "1.10", "true", "null", '"quoted"', "NaN", "{}"]),
     )
 )
 def test_a_value_is_read_back_as_it_was(value: str | int | float | bool | None) -> None:
@@ -44,8 +45,8 @@ def test_rows_are_read_back(tmp_path_factory: pytest.TempPathFactory, values: li
     path = tmp_path_factory.mktemp("ledger") / "rows.csv"
     ledger = Ledger(path)
     for text, number in values:
-        ledger.append({"text": f"name {text}", "number": number})
-    assert Ledger(path).rows == ledger.rows == [{"text": f"name {text}", "number": number} for text, number in values]
+        ledger.append({"text": text, "number": number})
+    assert Ledger(path).rows == ledger.rows == [{"text": text, "number": number} for text, number in values]
 
 
 def test_each_row_is_in_the_file_at_once(tmp_path: Path) -> None:

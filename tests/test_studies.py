@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from odenet_lightning.arguments import UsageError
 from odenet_lightning.cli import main
 from odenet_lightning.figures import new_figure
 from odenet_lightning.models import ODENet, PyramidODENet
@@ -276,6 +278,40 @@ def test_errors_are_one_line(workdir: Path, sample_root: Path, capsys: pytest.Ca
         assert "--device cpu" in fails(["study", "paper", *at, "--device", "cuda"], capsys)
     (workdir / "rows.csv").write_text("a,b\n1,2\n1\n")
     assert "move it away" in fails(["study", "depth", *at, "--folder", "."], capsys)
+
+
+def test_an_interrupted_command_says_so_and_fails(
+    workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(STUDIES, "squares", Squares)
+    args = ["study", "squares", "--root", str(sample_root), "--source", "sample"]
+    with pytest.raises(SystemExit) as ended:
+        main([*args, "--until", "2"])
+    assert ended.value.code == 130
+    assert "interrupted: the rows so far are in lightning_logs/study-squares" in capsys.readouterr().err
+    monkeypatch.setattr(Squares, "draw", lambda *_: (_ for _ in ()).throw(SIGTERMException))
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 143
+
+
+def test_quick_in_a_config_is_the_flag(
+    workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(STUDIES, "squares", Squares)
+    monkeypatch.setattr(Squares, "quick", {"count": 3, "power": 4})
+    Path("quick.yaml").write_text("quick: true\npower: 1\n")
+    main(["study", "squares", "--root", str(sample_root), "--config", "quick.yaml"])
+    rows = Ledger(Path("lightning_logs/study-squares-quick/rows.csv")).rows
+    assert [row["square"] for row in rows] == [0, 1, 2], "three of them, and the config's own values win"
+
+
+def test_a_network_with_parts_of_others_is_not_imported(workdir: Path, sample_root: Path) -> None:
+    config = {"class_path": "odenet_lightning.ODENet", "init_args": {"field": {"class_path": "mine.Field"}}}
+    parts = {"state_dict": {}, "pytorch-lightning_version": "2", "hyper_parameters": {"net": config}}
+    torch.save(parts, "foreign.ckpt")
+    with pytest.raises(UsageError, match="this project's and torch's classes only"):
+        load_network("foreign.ckpt")
 
 
 def test_a_fits_checkpoint_can_be_studied(workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,22 +1,23 @@
 """Which digits are hard? Evaluations that each image needs, solved apart from the others."""
 
+import statistics
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
 
-from odenet_lightning.figures import new_figure, tile
-from odenet_lightning.models import OneBlock
+from odenet_lightning.figures import COLOURS, new_figure, tile
+from odenet_lightning.models import CLASSES
 from odenet_lightning.solvers import Dopri5
-from odenet_lightning.studies.networks import load_network, one_block, trained_odenet
-from odenet_lightning.studies.study import Row, Study, number
+from odenet_lightning.studies.networks import OneNetwork
+from odenet_lightning.studies.study import Row, number
 
 SHOWN = 12  # hardest and easiest digits drawn, each
 
 
 @dataclass
-class Digits(Study):
+class Digits(OneNetwork):
     """Evaluations that each image needs at a tight tolerance, against confidence and correctness.
 
     Adaptive solvers control a batch's error as a whole, so every image is solved apart, by Dopri5 with the
@@ -25,40 +26,23 @@ class Digits(Study):
     Args:
         tolerance: rtol = atol.
         images_used: validation digits.
-        epochs: to train the post's network for, where no checkpoint is given.
-        ckpt_path: a trained network with one ODE block.
     """
 
     tolerance: float = 1e-6
     images_used: int = 2_000
-    epochs: int = 6
-    ckpt_path: str | None = None
 
     quick: ClassVar[dict[str, Any]] = {"images_used": 200, "epochs": 8, "tolerance": 1e-5}
     sweeps: ClassVar[tuple[str, ...]] = ("images_used",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.net: OneBlock | None = None
 
     def cases(self) -> list[Row]:
         """One an image, by its place in the validation part."""
         return [{"image": place} for place in self.chosen("val", self.images_used).tolist()]
 
-    def network(self) -> OneBlock:
-        """The checkpoint's, or the post's, trained here."""
-        if self.net is None:
-            if self.ckpt_path:
-                self.net = one_block(load_network(self.ckpt_path), self.ckpt_path).to(self.device)
-            else:
-                self.net = trained_odenet(self.folder, self.data(), self.epochs, self.seed, self.device)
-            self.net.block.solver = Dopri5(self.tolerance, self.tolerance)
-        return self.net
-
     @torch.no_grad()
     def measure(self, case: Row) -> Row:
         """Solve one image."""
-        net = self.network()
+        net = self.network
+        net.block.solver = Dopri5(self.tolerance, self.tolerance)
         image, label = self.images("val", torch.tensor([int(number(case, "image"))]))
         net.block.forget_solves()
         confidence, digit = net(image).softmax(1).max(1)
@@ -79,7 +63,7 @@ class Digits(Study):
         (scatter, classes), (hardest, easiest) = figure.subplots(2, 2, height_ratios=[1, 0.9])
         right, wrong = ([row for row in rows if row["correct"] is state] for state in (True, False))
         for group, label, style in (
-            (right, "right", {"marker": "o", "c": "#56b4e9", "s": 10, "alpha": 0.5}),
+            (right, "right", {"marker": "o", "c": COLOURS[3], "s": 10, "alpha": 0.5}),
             (wrong, "wrong", {"marker": "x", "c": "black", "s": 28}),
         ):
             # the logarithm of what is missing to certainty tells confident digits apart
@@ -90,14 +74,14 @@ class Digits(Study):
             scatter.scatter(work.numpy(), doubt, label=f"{label} ({len(group)})", **style)
         scatter.set(yscale="log", xlabel="evaluations (NFE)", ylabel="doubt: 1 - confidence")
         scatter.legend(loc="best")
-        for digit in range(10):
+        for digit in range(CLASSES):
             counts = torch.tensor([number(row, "evaluations") for row in rows if row["label"] == digit])
             if len(counts) > 1:
                 classes.errorbar(digit, float(counts.mean()), float(counts.std()), fmt="o", color="black", capsize=4)
-        classes.set_xticks(range(10), list(self.data().class_names))
+        classes.set_xticks(range(CLASSES), list(self.data().class_names))
         classes.set(xlabel="class", ylabel="evaluations (NFE), mean and sd")
         classes.grid(alpha=0.3, axis="y")
-        order = sorted(rows, key=lambda row: (int(number(row, "evaluations")), -number(row, "confidence")))
+        order = sorted(rows, key=lambda row: (number(row, "evaluations"), -number(row, "confidence")))
         for axes, group, title in ((hardest, order[::-1], "most evaluations"), (easiest, order, "fewest evaluations")):
             self._pictures(axes, group[:SHOWN], title)
         return figure
@@ -118,12 +102,12 @@ class Digits(Study):
         """Right and wrong digits, and each class, on average."""
         groups = {"right": [r for r in rows if r["correct"]], "wrong": [r for r in rows if not r["correct"]]}
         names = self.data().class_names
-        groups |= {f"class {names[digit]}": [r for r in rows if r["label"] == digit] for digit in range(10)}
+        groups |= {f"class {names[digit]}": [r for r in rows if r["label"] == digit] for digit in range(CLASSES)}
         return [
             {
                 "digits": name,
-                "evaluations": sum(int(number(r, "evaluations")) for r in group) / len(group),
-                "confidence": sum(number(r, "confidence") for r in group) / len(group),
+                "evaluations": statistics.mean(number(r, "evaluations") for r in group),
+                "confidence": statistics.mean(number(r, "confidence") for r in group),
                 "n": len(group),
             }
             for name, group in groups.items()

@@ -1,6 +1,7 @@
 """What does the ODE do to a digit? States on their way from t = 0 to 1."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odenet_lightning.figures import new_figure, tile
-from odenet_lightning.models import CLASSES, OneBlock
+from odenet_lightning.models import CLASSES
 from odenet_lightning.solvers import Dopri5
-from odenet_lightning.studies.networks import load_network, one_block, trained_odenet
-from odenet_lightning.studies.study import Row, Study, number
+from odenet_lightning.studies.networks import OneNetwork
+from odenet_lightning.studies.study import Row, number
 
 TOLERANCE = 1e-4
 PANELS = (0.0, 0.5, 1.0)  # times of the projections drawn
@@ -24,7 +25,7 @@ SECONDS = 4.0  # the film's length
 
 
 @dataclass
-class Flow(Study):
+class Flow(OneNetwork):
     """States over t: projected to two dimensions, as feature maps, and as the head would classify them.
 
     The projection is onto the first two principal components of y(1), the same at all t. `separation` is the ratio
@@ -34,23 +35,14 @@ class Flow(Study):
     Args:
         frames: times from 0 to 1, evenly spaced.
         images_used: validation digits.
-        epochs: to train the post's network for, where no checkpoint is given.
-        ckpt_path: a trained network with one ODE block.
     """
 
     frames: int = 21
     images_used: int = 500
-    epochs: int = 6
-    ckpt_path: str | None = None
 
     quick: ClassVar[dict[str, Any]] = {"frames": 9, "images_used": 250, "epochs": 8}
     sweeps: ClassVar[tuple[str, ...]] = ("frames",)
     shown: ClassVar[tuple[str, ...]] = ("t", "accuracy", "norm", "direction", "separation", "n")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.net: OneBlock | None = None
-        self.flow: Tensor | None = None
 
     def times(self) -> list[float]:
         """Evenly spaced in [0, 1]."""
@@ -68,31 +60,25 @@ class Flow(Study):
         """One a time."""
         return [{"t": t} for t in self.times()]
 
-    def network(self) -> OneBlock:
-        """The checkpoint's, or the post's, trained here; with an accurate solver."""
-        if self.net is None:
-            if self.ckpt_path:
-                self.net = one_block(load_network(self.ckpt_path), self.ckpt_path).to(self.device)
-            else:
-                self.net = trained_odenet(self.folder, self.data(), self.epochs, self.seed, self.device)
-            self.net.block.solver = Dopri5(TOLERANCE, TOLERANCE)
-        return self.net
-
+    @cached_property
     @torch.no_grad()
     def states(self) -> Tensor:
-        """y(t) at all times, `[T, N, C, H, W]`, solved once."""
-        if self.flow is None:
-            net = self.network()
-            images, _ = self.images("val", self.chosen("val", self.images_used))
-            self.flow = net.block.trajectory(net.stem(images), self.times())
-        return self.flow
+        """y(t) at all times by an accurate solver, `[T, N, C, H, W]`."""
+        net = self.network
+        net.block.solver = Dopri5(TOLERANCE, TOLERANCE)
+        return net.block.trajectory(net.stem(self.seen[0]), self.times())
+
+    @cached_property
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """The validation images and their labels."""
+        return self.images("val", self.chosen("val", self.images_used))
 
     @torch.no_grad()
     def measure(self, case: Row) -> Row:
-        """The head's accuracy, the state's size, speed and separation at a time."""
-        t, net = number(case, "t"), self.network()
-        y0, y = self.states()[[0, self.times().index(t)]]
-        _, labels = self.images("val", self.chosen("val", self.images_used))
+        """The head's accuracy, the state's size, direction and separation at a time."""
+        t, net = number(case, "t"), self.network
+        y0, y = self.states[[0, self.times().index(t)]]
+        _, labels = self.seen
         slope, first = (
             net.block.field(torch.tensor(at, device=y.device), y).flatten(1) for at, y in ((t, y), (0.0, y0))
         )
@@ -107,7 +93,7 @@ class Flow(Study):
     @torch.no_grad()
     def projected(self) -> Tensor:
         """States on two axes, `[T, N, 2]`."""
-        states = self.states().flatten(2)
+        states = self.states.flatten(2)
         torch.manual_seed(self.seed)  # the decomposition starts at random
         centre = states[-1].mean(0)
         _, _, axes = torch.pca_lowrank(states[-1] - centre, q=min(6, *states[-1].shape), center=False)
@@ -131,8 +117,8 @@ class Flow(Study):
 
     def _scatter(self, axes: Axes, points: Tensor) -> None:
         """A digit a point, drawn as the digit that it is, which also serves in grey."""
-        _, labels = self.images("val", self.chosen("val", self.images_used))
-        for digit in range(10):
+        _, labels = self.seen
+        for digit in range(CLASSES):
             x, y = points[labels.cpu() == digit].T.numpy()
             style = {"marker": f"${digit}$", "s": 22, "linewidths": 0.2}
             axes.scatter(x, y, c=f"C{digit}", **style)
@@ -149,9 +135,10 @@ class Flow(Study):
 
     def _maps(self, panels: Any) -> None:
         """Channels down, time across, one digit a panel."""
-        states, times = self.states(), self.times()
-        _, labels = self.images("val", self.chosen("val", self.images_used))
-        for axes, digit in zip(panels, labels.unique()[[0, len(labels.unique()) // 2, -1]].tolist(), strict=True):
+        states, times = self.states, self.times()
+        _, labels = self.seen
+        classes = labels.unique()
+        for axes, digit in zip(panels, classes[[0, len(classes) // 2, -1]].tolist(), strict=True):
             index = int((labels == digit).nonzero()[0])
             maps = states[[times.index(t) for t in MAPS], index].cpu()[:, :6]
             sheet = tile(maps.transpose(0, 1).flatten(0, 1), len(MAPS), 2, fill=float("nan"))

@@ -11,19 +11,21 @@ from odenet_lightning.studies.study import Row, Value
 
 
 def to_cell(value: Value) -> str:
-    """A value as text that `from_cell` reads back exactly."""
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    """A value as text that `from_cell` reads back exactly; text is quoted only where it would read as another thing."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) and from_cell(value) == value else json.dumps(value)
 
 
 def from_cell(cell: str) -> Value:
-    """The value of a cell: a number or a truth value where it reads as one, None where empty, else text."""
+    """The value of a cell: a number, a truth value or quoted text where it reads as one, None if empty, else text."""
     if not cell:
         return None
     try:
         value = json.loads(cell)
     except json.JSONDecodeError:
         return cell
-    return value if isinstance(value, bool | int | float) else cell
+    return value if isinstance(value, bool | int | float | str) else cell
 
 
 class Ledger:

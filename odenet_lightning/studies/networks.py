@@ -3,6 +3,8 @@
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +15,29 @@ from torch.optim import AdamW
 
 from odenet_lightning.arguments import UsageError, load_checkpoint, refuse_foreign_classes
 from odenet_lightning.callbacks import CoarseStart
+from odenet_lightning.checkpoints import WholeCheckpointIO
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.models import Classifier, ODENet, OneBlock
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Midpoint, RungeKutta
+from odenet_lightning.studies.study import Study
 
 
 def load_network(path: str) -> Classifier:
     """The network of a checkpoint that a fit on the command line has written, in evaluation mode.
 
     Raises:
-        UsageError: no such checkpoint, or one that does not say what its network is.
+        UsageError: no such checkpoint, one that does not say what its network is, or a network that has no ODE block
+            or parts of foreign classes.
     """
     checkpoint = load_checkpoint(path)
     config = checkpoint["hyper_parameters"].get("net") if "hyper_parameters" in checkpoint else None
     if not isinstance(config, dict):
         raise UsageError(f"{path} does not say what its network is: write one with 'python -m odenet_lightning fit'")
-    refuse_foreign_classes({"net": config}, path, [])
+    try:
+        refuse_foreign_classes({"net": config}, path, [])
+    except UsageError as error:
+        raise UsageError(f"{path}: studies read networks of this project's and torch's classes only") from error
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Classifier, "net")
     net: Classifier = parser.instantiate_classes(parser.parse_object({"net": config}))["net"]
@@ -45,14 +53,15 @@ def load_network(path: str) -> Classifier:
 def trainer_for(device: str, **kwargs: Any) -> Trainer:
     """A trainer that leaves no files and says nothing."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    kind = "gpu" if device.startswith("cuda") else "cpu"
     return Trainer(
-        accelerator=kind,
+        accelerator="gpu" if device.startswith("cuda") else "cpu",
         devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1_000_000,  # epochs' ends are written all the same
-        **{**quiet, **kwargs},
+        **kwargs,
     )
 
 
@@ -101,22 +110,34 @@ def trained_odenet(
     else:
         module = train(lambda: ODENet(solver=solver), data, epochs, seed, device, 0.03, callbacks)
         net.load_state_dict(module.net.state_dict())
-        keep(net, path)
+        WholeCheckpointIO().save_checkpoint(net.state_dict(), path)
     return net.to(device).eval()
 
 
-def keep(net: Classifier, path: Path) -> None:
-    """Write weights whole or not at all."""
-    torch.save(net.state_dict(), path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+@dataclass
+class OneNetwork(Study):
+    """A study that looks into one trained network with a single ODE block.
 
-
-def one_block(net: Classifier, path: str) -> OneBlock:
-    """A network with a single ODE block between a stem and a head.
-
-    Raises:
-        UsageError: it is none.
+    Args:
+        epochs: to train the post's network for, where no checkpoint is given.
+        ckpt_path: a trained network with one ODE block.
     """
-    if not isinstance(net, OneBlock):
-        raise UsageError(f"{path} holds a {type(net).__name__}; this study looks into networks with one ODE block")
-    return net
+
+    epochs: int = 6
+    ckpt_path: str | None = None
+
+    @cached_property
+    def network(self) -> OneBlock:
+        """The checkpoint's, or the post's, trained here.
+
+        Raises:
+            UsageError: the checkpoint's network has not one ODE block.
+        """
+        if not self.ckpt_path:
+            return trained_odenet(self.folder, self.data(), self.epochs, self.seed, self.device)
+        net = load_network(self.ckpt_path)
+        if not isinstance(net, OneBlock):
+            raise UsageError(
+                f"{self.ckpt_path} holds a {type(net).__name__}; this study looks into networks with one ODE block"
+            )
+        return net.to(self.device)

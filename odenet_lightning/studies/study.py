@@ -83,7 +83,7 @@ class Study(ABC):
 
     @abstractmethod
     def measure(self, case: Row) -> Row:
-        """Measure a case: always the same columns, one of them `n`, the number of measurements behind the others."""
+        """Measure a case: always the same columns, one of them `n`, the number of measurements behind the main one."""
 
     @abstractmethod
     def draw(self, rows: list[Row]) -> Figure:
@@ -106,10 +106,10 @@ class Study(ABC):
             values = value if isinstance(value, list) else [value]
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must be a list of different values, and not an empty one: {value}")
-            for number in values:
-                wrong = isinstance(number, int | float) and number is not False and not 0 < number < math.inf
-                if wrong and (name, number) != ("seed", 0):
-                    raise ValueError(f"{name} must be positive, not {number}")
+            for each in values:
+                is_number = isinstance(each, int | float) and not isinstance(each, bool)
+                if is_number and not (0 < each < math.inf or (name == "seed" and each == 0)):
+                    raise ValueError(f"{name} must be positive, not {each}")
         if self.checkpoint and not Path(self.checkpoint).is_file():
             raise ValueError(f"there is no checkpoint {self.checkpoint}")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
