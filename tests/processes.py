@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ class KillAt(Callback):
 
 def _quiet(call: Callable[[], Any], folder: Path) -> None:
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in what runs in its background
     with (folder / "out.log").open("a") as log:
         sys.stdout = sys.stderr = log
         try:
