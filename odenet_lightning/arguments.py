@@ -103,24 +103,30 @@ def texts(tree: Any) -> set[str]:
     return {tree} if isinstance(tree, str) else set()
 
 
-def refuse_foreign_classes(settings: dict[str, Any], path: str, given: list[str]) -> None:
-    """Refuse to import what a checkpoint names, unless the command line or its configs name it, too.
+def foreign_texts(settings: Any, trusted: set[str]) -> list[str]:
+    """Texts in a config that are neither plain words, nor classes of this project or torch, nor trusted.
 
     A text that is no plain word may be a class path, or YAML or a file with one in it: the parser would
     follow all of them.
+    """
+    known = r"[\w+-]*|(odenet_lightning|torch)(\.[A-Za-z_]\w*)+"
+    return sorted(text for text in texts(settings) - trusted if not re.fullmatch(known, text))
+
+
+def refuse_foreign_classes(settings: dict[str, Any], path: str, given: list[str]) -> None:
+    """Refuse to import what a checkpoint names, unless the command line or its configs name it, too.
 
     Raises:
-        UsageError: a text is neither a plain word, nor a class of this project or torch, nor given by the user.
+        UsageError: there is a foreign text that the user did not give.
     """
     at = [i for i, arg in enumerate(given) if arg == "--ckpt_path"]
     flags = [arg.split("=", 1)[-1] for i, arg in enumerate(given) if i - 1 not in at and "ckpt_path=" not in arg]
     trusted = {*flags, *texts([read_yaml(config) for config in config_files(given)])}
-    for text in sorted(texts(settings) - trusted):
-        if not re.fullmatch(r"[\w+-]*|(odenet_lightning|torch)(\.[A-Za-z_]\w*)+", text):
-            raise UsageError(
-                f"{path} names {text[:80]!r}, and importing that would run its code: "
-                "if you trust it, give the config that it was trained with, too (--config FILE)"
-            )
+    for text in foreign_texts(settings, trusted):
+        raise UsageError(
+            f"{path} names {text[:80]!r}, and importing that would run its code: "
+            "if you trust it, give the config that it was trained with, too (--config FILE)"
+        )
 
 
 def read_yaml(path: Path) -> Any:

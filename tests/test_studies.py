@@ -4,12 +4,15 @@ import math
 import os
 import re
 import signal
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from filelock import FileLock
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from matplotlib.figure import Figure
 from PIL import Image
@@ -19,10 +22,12 @@ from torch import nn
 from odenet_lightning.arguments import UsageError
 from odenet_lightning.cli import main
 from odenet_lightning.figures import new_figure
-from odenet_lightning.models import ODENet, PyramidODENet
-from odenet_lightning.solvers import Dopri5
-from odenet_lightning.studies import STUDIES, Study, run
+from odenet_lightning.models import Classifier, ODENet, PyramidODENet
+from odenet_lightning.module import ClassifierModule
+from odenet_lightning.solvers import Dopri5, Midpoint
+from odenet_lightning.studies import STUDIES, Study, networks, run
 from odenet_lightning.studies.depth import half_width
+from odenet_lightning.studies.digits import Digits
 from odenet_lightning.studies.flow import separation
 from odenet_lightning.studies.gradients import HeldBytes
 from odenet_lightning.studies.ledger import Ledger
@@ -308,12 +313,55 @@ def test_quick_in_a_config_is_the_flag(
     assert [row["square"] for row in rows] == [0, 1, 2], "three of them, and the config's own values win"
 
 
-def test_a_network_with_parts_of_others_is_not_imported(workdir: Path, sample_root: Path) -> None:
-    config = {"class_path": "odenet_lightning.ODENet", "init_args": {"field": {"class_path": "mine.Field"}}}
-    parts = {"state_dict": {}, "pytorch-lightning_version": "2", "hyper_parameters": {"net": config}}
+def test_a_network_with_parts_of_others_is_imported_only_if_trusted(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(workdir))
+    Path("mine.py").write_text("from odenet_lightning.fields import ConvField\n\n\nclass Swirl(ConvField):\n    pass\n")
+    config = {"class_path": "odenet_lightning.ODENet", "init_args": {"field": {"class_path": "mine.Swirl"}}}
+    state = {f"net.{key}": value for key, value in ODENet().state_dict().items()}
+    parts = {"state_dict": state, "pytorch-lightning_version": "2", "hyper_parameters": {"net": config}}
     torch.save(parts, "foreign.ckpt")
-    with pytest.raises(UsageError, match="this project's and torch's classes only"):
-        load_network("foreign.ckpt")
+    for trusted in (None, "min", "mine.Swirl.Other", "m.ne", "other"):
+        with pytest.raises(UsageError, match=r"names 'mine.Swirl'.*--trusted MODULE"):
+            load_network("foreign.ckpt", trusted)
+    assert "mine" not in sys.modules
+    for trusted in ("mine", "mine.Swirl"):
+        net = load_network("foreign.ckpt", trusted)
+        assert isinstance(net, ODENet)
+        assert type(net.block.field).__name__ == "Swirl"
+    del sys.modules["mine"]
+
+
+def test_kept_weights_are_taken_up_by_the_same_code_on_the_same_machine_only(
+    workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[float] = []
+
+    def train(make: Callable[[], Classifier], *_: object) -> ClassifierModule:
+        module = ClassifierModule(make())
+        trained.append(float(module.net.state_dict()["head.fc.bias"][0]))
+        return module
+
+    monkeypatch.setattr(networks, "train", train)
+    study = Digits(root=str(sample_root), source="sample")
+    for commit, runs in (("a", 1), ("a", 1), ("b", 2), ("a", 2)):
+        study.provenance = {"commit": commit}
+        net = networks.trained_odenet(study, epochs=2)
+        assert len(trained) == runs
+        assert float(net.state_dict()["head.fc.bias"][0]) == trained[commit == "b"]
+    networks.trained_odenet(study, epochs=3)
+    networks.trained_odenet(study, 2, Midpoint(num_steps=2))
+    assert len(trained) == 4
+
+
+def test_two_runs_do_not_share_a_folder(workdir: Path, sample_root: Path) -> None:
+    study = Squares(root=str(sample_root), source="sample")
+    with FileLock(workdir / ".lock"), pytest.raises(ValueError, match="another run is at work"):
+        run(study, workdir)
+    assert not Path("rows.csv").exists()
+    run(study, workdir)
+    run(study, workdir)
 
 
 def test_a_fits_checkpoint_can_be_studied(workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,8 @@ from odenet_lightning.figures import new_figure, series_style
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.solvers import Dopri5, Midpoint, Solver
-from odenet_lightning.studies.networks import load_network
-from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number
+from odenet_lightning.studies.networks import TrainedBefore
+from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
 
 GRADIENTS: dict[str, Gradient] = {
     "Backprop": Backprop(),
@@ -78,7 +78,7 @@ def flat_gradient(net: Classifier) -> Tensor:
 
 
 @dataclass
-class Gradients(Study):
+class Gradients(TrainedBefore):
     """What a training step costs, keeps and gets wrong under each gradient method.
 
     Two sweeps: Dopri5 over tolerances, and Midpoint over numbers of steps (the depth). Errors are of the
@@ -91,14 +91,12 @@ class Gradients(Study):
         depths: numbers of midpoint steps.
         batch_size: images a step.
         repeats: timed steps a case, of which the median counts.
-        ckpt_path: a trained network; by default the post's with new weights.
     """
 
     tolerances: list[float] = field(default_factory=lambda: [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
     depths: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
     batch_size: int = 32
     repeats: int = 5
-    ckpt_path: str | None = None
 
     quick: ClassVar[dict[str, Any]] = {
         **{"tolerances": [1e-1, 1e-3, 1e-5], "depths": [1, 4, 16]},
@@ -122,7 +120,7 @@ class Gradients(Study):
     def network(self, solver: Solver, gradient: Gradient) -> Classifier:
         """The studied network with another solver and gradient; warm steps are left out, to start alike."""
         torch.manual_seed(self.seed)
-        net = load_network(self.ckpt_path) if self.ckpt_path else ODENet()
+        net = self.loaded() or ODENet()
         for block in net.ode_blocks:
             block.solver, block.gradient, block.warm_step = copy.copy(solver), gradient, None
         return net.to(self.device).eval()

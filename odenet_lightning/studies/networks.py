@@ -1,11 +1,13 @@
 """Networks to study: from a checkpoint, or trained here."""
 
 import copy
+import hashlib
+import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from jsonargparse import ArgumentParser
 from lightning import Callback, Trainer, seed_everything
 from torch.optim import AdamW
 
-from odenet_lightning.arguments import UsageError, load_checkpoint, refuse_foreign_classes
+from odenet_lightning.arguments import UsageError, foreign_texts, load_checkpoint, texts
 from odenet_lightning.callbacks import CoarseStart
 from odenet_lightning.checkpoints import WholeCheckpointIO
 from odenet_lightning.data import MNISTDataModule
@@ -23,21 +25,27 @@ from odenet_lightning.solvers import Midpoint, RungeKutta
 from odenet_lightning.studies.study import Study
 
 
-def load_network(path: str) -> Classifier:
+def load_network(path: str, trusted: str | None = None) -> Classifier:
     """The network of a checkpoint that a fit on the command line has written, in evaluation mode.
+
+    Args:
+        path: the checkpoint.
+        trusted: a module or package of the user's own, whose classes may be imported.
 
     Raises:
         UsageError: no such checkpoint, one that does not say what its network is, or a network that has no ODE block
-            or parts of foreign classes.
+            or parts of other modules' classes.
     """
     checkpoint = load_checkpoint(path)
     config = checkpoint["hyper_parameters"].get("net") if "hyper_parameters" in checkpoint else None
     if not isinstance(config, dict):
         raise UsageError(f"{path} does not say what its network is: write one with 'python -m odenet_lightning fit'")
-    try:
-        refuse_foreign_classes({"net": config}, path, [])
-    except UsageError as error:
-        raise UsageError(f"{path}: studies read networks of this project's and torch's classes only") from error
+    own = rf"{re.escape(trusted)}(\.[A-Za-z_]\w*)*" if trusted else ""
+    for text in foreign_texts(config, {text for text in texts(config) if re.fullmatch(own, text)}):
+        raise UsageError(
+            f"{path} names {text[:80]!r}, and importing that would run its code: "
+            "if you trust it, name its module (--trusted MODULE)"
+        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Classifier, "net")
     net: Classifier = parser.instantiate_classes(parser.parse_object({"net": config}))["net"]
@@ -94,37 +102,58 @@ def train(
     return module
 
 
-def trained_odenet(
-    folder: Path, data: MNISTDataModule, epochs: int, seed: int, device: str, solver: RungeKutta | None = None
-) -> ODENet:
-    """The post's network in evaluation mode, its weights kept in the folder.
+def trained_odenet(study: Study, epochs: int, solver: RungeKutta | None = None) -> ODENet:
+    """The post's network in evaluation mode, its weights kept in the study's folder for this code and machine.
 
     Trained with the given solver alone; or, where none is given, with one midpoint step, and in the last epoch two.
     """
     callbacks = [] if solver else [CoarseStart(Midpoint(num_steps=1), epochs - 1)]
+    recipe = [type(solver).__name__, solver.num_steps] if solver else None
+    key = json.dumps([recipe, epochs, study.provenance], sort_keys=True)
     solver = solver or Midpoint(num_steps=2)
     net = ODENet(solver=solver)
-    path = folder / f"{type(solver).__name__}-{solver.num_steps}-{data.digits_used}-{epochs}-{seed}.pt"
+    path = study.folder / "weights" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.pt"
     if path.is_file():
         net.load_state_dict(torch.load(path, weights_only=True))
     else:
-        module = train(lambda: ODENet(solver=solver), data, epochs, seed, device, 0.03, callbacks)
+        data, make = study.data(), lambda: ODENet(solver=solver)
+        module = train(make, data, epochs, study.seed, study.device, 0.03, callbacks)
         net.load_state_dict(module.net.state_dict())
         WholeCheckpointIO().save_checkpoint(net.state_dict(), path)
-    return net.to(device).eval()
+    return net.to(study.device).eval()
 
 
 @dataclass
-class OneNetwork(Study):
+class TrainedBefore(Study):
+    """A study that can take a network trained before.
+
+    Args:
+        ckpt_path: a checkpoint of `fit`.
+        trusted: a module or package of your own, whose classes the checkpoint may name; they are imported.
+    """
+
+    ckpt_path: str | None = None
+    trusted: str | None = None
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The path of the trained network."""
+        return self.ckpt_path
+
+    def loaded(self) -> Classifier | None:
+        """The checkpoint's network, where one is given."""
+        return load_network(self.ckpt_path, self.trusted).to(self.device) if self.ckpt_path else None
+
+
+@dataclass
+class OneNetwork(TrainedBefore):
     """A study that looks into one trained network with a single ODE block.
 
     Args:
         epochs: to train the post's network for, where no checkpoint is given.
-        ckpt_path: a trained network with one ODE block.
     """
 
     epochs: int = 6
-    ckpt_path: str | None = None
 
     @cached_property
     def network(self) -> OneBlock:
@@ -133,11 +162,9 @@ class OneNetwork(Study):
         Raises:
             UsageError: the checkpoint's network has not one ODE block.
         """
-        if not self.ckpt_path:
-            return trained_odenet(self.folder, self.data(), self.epochs, self.seed, self.device)
-        net = load_network(self.ckpt_path)
+        net = self.loaded() or trained_odenet(self, self.epochs)
         if not isinstance(net, OneBlock):
             raise UsageError(
                 f"{self.ckpt_path} holds a {type(net).__name__}; this study looks into networks with one ODE block"
             )
-        return net.to(self.device)
+        return net

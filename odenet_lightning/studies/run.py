@@ -1,5 +1,6 @@
 """Run a study: measure what is missing, keep every row, draw, print."""
 
+import hashlib
 import json
 import platform
 import re
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -21,7 +23,7 @@ COMPARED = ("version", "commit", "torch", "hardware", "threads")
 
 
 def commit() -> str | None:
-    """The commit of this package's source, with a plus where files were changed since; None outside of its git."""
+    """The commit of this package's source, with a hash of what was changed since; None outside of its git."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
@@ -30,7 +32,10 @@ def commit() -> str | None:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # or it is installed into some other project
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "..") else "")
+        changes = git("diff", "HEAD", "--", "..")
+        return git("rev-parse", "--short", "HEAD") + (
+            f"+{hashlib.sha1(changes.encode()).hexdigest()[:6]}" if changes else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -61,17 +66,28 @@ def provenance(study: Study) -> Row:
 def run(study: Study, folder: Path) -> list[Row]:
     """Measure the cases that the folder's rows.csv lacks; then write figure.png, TensorBoard's, and the table.
 
+    A lock keeps a second run out of the folder; the system frees it when a run ends in whatever way.
+
     Args:
         study: what to measure.
         folder: where its files lie; made if need be.
 
     Raises:
-        ValueError: rows.csv there is no such study's.
+        ValueError: rows.csv there is no such study's, or another run is at it.
     """
     study.check()
     folder.mkdir(parents=True, exist_ok=True)
-    study.folder = folder
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return measure(study, folder)
+    except Timeout:
+        raise ValueError(f"another run is at work in {folder}: wait for it, or name another --folder") from None
+
+
+def measure(study: Study, folder: Path) -> list[Row]:
+    """What `run` does, alone in the folder."""
     ledger, source = Ledger(folder / "rows.csv"), provenance(study)
+    study.folder, study.provenance = folder, source
     cases = study.cases()
     known = ledger.find(cases, str(source["config"]))
     warn_of_others([row for row in known if row], source)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from odenet_lightning.figures import new_figure, series_style
 from odenet_lightning.models import Classifier
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Solver, TorchDiffEq, Tsit5, rms_norm
-from odenet_lightning.studies.networks import load_network, trained_odenet
-from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number
+from odenet_lightning.studies.networks import TrainedBefore, trained_odenet
+from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
 
 FIXED: dict[str, Callable[..., Solver]] = {"Euler": Euler, "Midpoint": Midpoint, "Heun": Heun, "RK4": RK4}
 ADAPTIVE: dict[str, Callable[..., Solver]] = {"Bosh3": Bosh3, "Dopri5": Dopri5, "Tsit5": Tsit5}
@@ -27,7 +27,7 @@ TRAINED = {"one Euler step": Euler(num_steps=1), "midpoint, two steps": None}
 
 
 @dataclass
-class Solvers(Study):
+class Solvers(TrainedBefore):
     """Work and precision: trained networks retested under every solver and tolerance.
 
     The error is the relative rms error of y(1), for 32 digits, against a solve in float64 at 1e-8; accuracy is on
@@ -40,14 +40,12 @@ class Solvers(Study):
         epochs: to train two networks for, where no checkpoint is given: one with a single Euler step, which
             makes it a residual block, one with one midpoint step and two in the last epoch.
         images_used: validation digits.
-        ckpt_path: one trained network, instead of those two.
     """
 
     steps: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 6, 8, 16, 32])
     tolerances: list[float] = field(default_factory=lambda: [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
     epochs: int = 4
     images_used: int = 1_000
-    ckpt_path: str | None = None
 
     quick: ClassVar[dict[str, Any]] = {
         **{"steps": [1, 2, 4, 16], "tolerances": [1e-1, 1e-3, 1e-5]},
@@ -81,11 +79,7 @@ class Solvers(Study):
     def network(self, name: str) -> Classifier:
         """The checkpoint's, or one trained here and kept in the folder."""
         if name not in self.networks:
-            self.networks[name] = (
-                load_network(self.ckpt_path).to(self.device)
-                if self.ckpt_path
-                else trained_odenet(self.folder, self.data(), self.epochs, self.seed, self.device, TRAINED[name])
-            )
+            self.networks[name] = self.loaded() or trained_odenet(self, self.epochs, TRAINED[name])
         return self.networks[name]
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ Row = dict[str, Value]
 REFERENCE_TOLERANCE = 1e-8
 
 # fields that say where things lie, not what is measured
-PLACES = ("root", "ckpt_path")
+PLACES = ("root", "ckpt_path", "trusted")
 
 
 def number(row: Row, key: str) -> float:
@@ -60,13 +60,15 @@ class Study(ABC):
     shown: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        self.folder = Path()  # of this study's files, named by who runs it
+        # of this study's files, and what is known of the code and the machine; set by who runs it
+        self.folder = Path()
+        self.provenance: Row = {}
         self.digits: MNISTDataModule | None = None
 
     @property
     def checkpoint(self) -> str | None:
-        """The trained network, in studies that take one."""
-        return getattr(self, "ckpt_path", None)
+        """The path of the trained network, in studies that take one."""
+        return None
 
     def settings(self) -> dict[str, Any]:
         """What a row depends on beside its case."""
