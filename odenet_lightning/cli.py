@@ -80,24 +80,37 @@ class Parser(LightningArgumentParser):
 
 
 # what jsonargparse says of a union's branches without helping a reader
-NOISE = ("Does not validate", "Expected a NoneType", "Expected a path", "Given value", "Subtypes", "Problem with")
+NOISE = ("Does not validate", "Expected a NoneType", "Expected a path", "Given value", "Subtypes")
+
+# what it says of classes, as what to do about it; a class that was meant beats the other branches of its union
+CLASS_HINTS = {
+    r"Expected a dot import path string: ([A-Z]\w*)": r"no class '\1' is known: 'fit --help' lists this project's, "
+    "and your own goes by its path (mine.MyClass)",
+    r"Expected an instantiatable class, but .* is abstract": "its settings need its class before them",
+}
 
 
 def condense(message: str) -> str:
-    """Jsonargparse's report of a failed parse, a tree over several lines, as the path to its first leaf."""
+    """Jsonargparse's report of a failed parse, a tree over several lines, as the path to its most telling leaf."""
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
-    if "Does not validate" not in text:
+    if not re.search(r"Does not validate| - Expected ", text):
         return text
-    path, leaf = [], ""
-    for part in re.split(r"(?:^|\s)-\s|Errors:", text):
-        part = part.strip()
+    keys: list[str] = []
+    leaves: list[tuple[int, str]] = []  # each with its depth
+    for part in re.split(r"(?:^|\s)-\s|Errors:|(?=Given value)", text):
+        part = re.sub(r"Problem with given class_path '[^']*':", "", part).strip()
         while key := re.match(r'Parser key "([^"]+)":\s*', part):
-            path.append(key.group(1))
+            keys.append(key.group(1))
             part = part[key.end() :]
         if part and not part.startswith(NOISE):
-            leaf = part
-            break
-    return f"{'.'.join(path)}: {leaf}" if path else leaf
+            depth = len(keys) + bool(re.match(r"[\w.]+: ", part))
+            leaves.append((depth, f"{'.'.join(keys)}: {part}" if keys else part))
+    for _, leaf in leaves:
+        for pattern, hint in CLASS_HINTS.items():
+            if re.search(pattern, leaf):
+                return re.sub(pattern, hint, leaf)
+    # the deepest: what is wrong with an option of the class that was meant, not that it is no bool
+    return max(leaves, key=lambda leaf: leaf[0], default=(0, ""))[1]
 
 
 class RunLength(Callback):

@@ -67,7 +67,8 @@ class ClassifierModule(LightningModule):
             the first beta, where there is one, swings between 0.95 and 0.85), "cosine" to
             zero (Loshchilov and Hutter 2017), both over the run's length in steps, or "constant".
         on_solver_error: "raise" ends the run with the error, its checkpoints kept; "skip" leaves the
-            batch out and counts it (`solver/skipped`), up to `MAX_SKIPS` in a row. One process only.
+            batch out, with the gradients accumulated so far, and counts it (`solver/skipped`), up to
+            `MAX_SKIPS` in a row. One process only, and not in 16-mixed, whose scaler needs every batch.
         compile: have torch.compile run the solver's step, or, in a network without ODE blocks, the
             network. Costs a minute at the start; state-dict keys stay.
     """
@@ -216,9 +217,11 @@ class ClassifierModule(LightningModule):
             raise ValueError(f"precision {self.trainer.precision} is not for ODEs: use bf16-mixed or 16-mixed")
 
     def on_fit_start(self) -> None:
-        """Refuse to skip where the other processes would wait for this one's gradients."""
+        """Refuse to skip where others wait for this process's gradients, or for a loss's scale."""
         if self.on_solver_error == "skip" and self.trainer.world_size > 1:
             raise ValueError('on_solver_error = "skip" works in one process only; use "raise" in several')
+        if self.on_solver_error == "skip" and self.trainer.precision == "16-mixed":
+            raise ValueError('on_solver_error = "skip" does not go with 16-mixed: use bf16-mixed, or "raise"')
 
     def on_train_start(self) -> None:
         """Go on where a checkpoint ended; refuse a schedule that would end before the run does."""

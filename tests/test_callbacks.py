@@ -144,6 +144,14 @@ def test_failed_adjoint_solve_is_skipped_too(tmp_path: Path) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
 
 
+def test_skipping_is_refused_where_a_loss_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scaler of 16-mixed counts the batches that were left out as its own."""
+    monkeypatch.setattr(Trainer, "precision", "16-mixed")
+    module = ClassifierModule(ODENet(2), on_solver_error="skip")
+    with pytest.raises(ValueError, match="does not go with 16-mixed: use bf16-mixed"):
+        trainer_in(tmp_path, max_epochs=1).fit(module, FewDigits())
+
+
 def test_failure_names_the_checkpoint_that_is_left(
     workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -317,20 +317,22 @@ def test_a_network_with_parts_of_others_is_imported_only_if_trusted(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(workdir))
-    Path("mine.py").write_text("from odenet_lightning.fields import ConvField\n\n\nclass Swirl(ConvField):\n    pass\n")
-    config = {"class_path": "odenet_lightning.ODENet", "init_args": {"field": {"class_path": "mine.Swirl"}}}
+    Path("swirls.py").write_text(
+        "from odenet_lightning.fields import ConvField\n\n\nclass Swirl(ConvField):\n    pass\n"
+    )
+    config = {"class_path": "odenet_lightning.ODENet", "init_args": {"field": {"class_path": "swirls.Swirl"}}}
     state = {f"net.{key}": value for key, value in ODENet().state_dict().items()}
     parts = {"state_dict": state, "pytorch-lightning_version": "2", "hyper_parameters": {"net": config}}
     torch.save(parts, "foreign.ckpt")
-    for trusted in (None, "min", "mine.Swirl.Other", "m.ne", "other"):
-        with pytest.raises(UsageError, match=r"names 'mine.Swirl'.*--trusted MODULE"):
+    for trusted in (None, "swirl", "swirls.Swirl.Other", "s.irls", "other"):
+        with pytest.raises(UsageError, match=r"names 'swirls.Swirl'.*--trusted MODULE"):
             load_network("foreign.ckpt", trusted)
-    assert "mine" not in sys.modules
-    for trusted in ("mine", "mine.Swirl"):
+    assert "swirls" not in sys.modules
+    for trusted in ("swirls", "swirls.Swirl"):
         net = load_network("foreign.ckpt", trusted)
         assert isinstance(net, ODENet)
         assert type(net.block.field).__name__ == "Swirl"
-    del sys.modules["mine"]
+    del sys.modules["swirls"]
 
 
 def test_kept_weights_are_taken_up_by_the_same_code_on_the_same_machine_only(
