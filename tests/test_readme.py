@@ -59,10 +59,11 @@ def test_own_field_of_the_readme_works() -> None:
     assert not torch.equal(early, late)
 
 
-def test_python_of_the_readme_runs(workdir: Path, sample_root: Path) -> None:
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Trainer(" in block)
-    code = code.replace(
-        "Trainer(", 'Trainer(accelerator="cpu", limit_train_batches=2, limit_val_batches=1, log_every_n_steps=1, '
-    )
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("told_by", ["MNISTDataModule(", "FakeData("])
+def test_python_of_the_readme_runs(told_by: str, workdir: Path, sample_root: Path) -> None:
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if told_by in block)
+    code = code.replace("Trainer(", 'Trainer(accelerator="cpu", limit_train_batches=2, limit_val_batches=1, ')
+    code = code.replace("Trainer(", "Trainer(log_every_n_steps=1, logger=False, enable_checkpointing=False, ")
     code = code.replace("MNISTDataModule(", f"MNISTDataModule(root={str(sample_root)!r}, ")
     exec(code, {})
