@@ -39,7 +39,9 @@ class Head(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Return the logits."""
-        return self.fc(F.avg_pool2d(y, 2).flatten(1))
+        # F.avg_pool2d's way back takes three times as long on the CPU
+        rows = y[:, :, ::2] + y[:, :, 1::2]
+        return self.fc(((rows[..., ::2] + rows[..., 1::2]) / 4).flatten(1))
 
 
 class Classifier(nn.Module, ABC):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from odenet_lightning.fields import BottleneckField, ConvField, Field, TimeBiasField, group_count
+from odenet_lightning.fields import BottleneckField, Conv, ConvField, Field, TimeBiasField, group_count
 from tests.problems import conv_problem
 
 
@@ -46,6 +46,56 @@ def test_conv_field_is_norm_conv_relu_norm_with_one_norm() -> None:
     expected = F.conv2d(F.relu(expected), field.conv.weight, field.conv.bias, padding=1)
     expected = F.group_norm(expected, 6, weight, bias)
     torch.testing.assert_close(field(torch.tensor(0.0), y), expected)
+
+
+@given(st.integers(1, 3), st.integers(1, 7), st.integers(1, 6), st.integers(1, 6), st.integers(0, 99))
+def test_conv_has_the_numbers_of_torchs(batch: int, channels: int, height: int, width: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    conv = Conv(channels).double()
+    x, grad = torch.randn(2, batch, channels, height, width, dtype=torch.float64)
+    x.requires_grad_()
+    inputs = [x, *conv.parameters()]
+    y, expected = conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1)
+    assert torch.equal(y, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(y, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_conv_has_second_derivatives() -> None:
+    torch.manual_seed(0)
+    conv, x = Conv(2).double(), torch.randn(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+
+    def of(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(conv, {"weight": weight, "bias": bias}, (x,))
+
+    assert torch.autograd.gradgradcheck(of, (x, *conv.parameters()))
+
+
+def test_conv_gives_derivatives_of_each_sample() -> None:
+    torch.manual_seed(0)
+    conv, x = Conv(2), torch.randn(3, 2, 4, 4)
+
+    def loss(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(conv, {"weight": weight}, (x[None],)).square().sum()
+
+    each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(conv.weight.detach(), x)
+    for ours, image in zip(each, x, strict=True):
+        torch.testing.assert_close(ours, torch.func.grad(loss)(conv.weight.detach(), image))
+    conv(x).square().sum().backward()
+    assert conv.weight.grad is not None
+    torch.testing.assert_close(each.sum(0), conv.weight.grad)
+
+
+def test_conv_trains_under_autocast() -> None:
+    conv, x = Conv(2), torch.randn(2, 2, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv(x)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert conv.weight.grad is not None
+    assert conv.weight.grad.dtype == torch.float32
 
 
 def test_conv_field_is_the_same_at_all_times() -> None:

@@ -185,20 +185,21 @@ def post_head(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
     ids=["TorchDiffEq", "Dopri5"],
 )
 def test_ode_net_equals_the_post(solver: Solver, gradient: Gradient) -> None:
-    net, x, labels = make(ODENet, solver=solver, gradient=gradient), images(16), torch.arange(16) % 10
+    """In float64: in float32 rounding turns a relu on or off here and there, and the derivatives with it."""
+    net, x, labels = make(ODENet, solver=solver, gradient=gradient).double(), images(16).double(), torch.arange(16) % 10
     logits = net(x)
     F.cross_entropy(logits, labels).backward()
 
     weights = {key: value.detach().clone().requires_grad_() for key, value in net.named_parameters()}
     field = PostField({key: weights[f"block.field.{key}"].detach() for key in FIELD_KEYS})
     start = post_stem(x, weights)
-    time = torch.tensor([0, 1]).float()
+    time = torch.tensor([0, 1]).double()
     end = torchdiffeq.odeint_adjoint(field, start, time, rtol=1e-1, atol=1e-1)
     assert isinstance(end, Tensor)
     expected = post_head(end[1], weights)
     F.cross_entropy(expected, labels).backward()
 
-    assert relative_error(logits, expected) < 1e-5
+    assert relative_error(logits, expected) < 1e-12
     grads = {key: value.grad for key, value in weights.items()}
     for key, param in zip(FIELD_KEYS, field.parameters(), strict=True):
         grads[f"block.field.{key}"] = param.grad
@@ -207,7 +208,7 @@ def test_ode_net_equals_the_post(solver: Solver, gradient: Gradient) -> None:
         truth = grads[key]
         assert truth is not None
         # rounding is in units of the largest: the bias in front of a norm has no gradient but rounding
-        assert float((param.grad - truth).abs().max()) < 1e-4 * (float(truth.abs().max()) + 1e-2 * largest), key
+        assert float((param.grad - truth).abs().max()) < 1e-10 * (float(truth.abs().max()) + 1e-2 * largest), key
 
 
 def test_res_net_equals_its_formula() -> None:
