@@ -79,8 +79,15 @@ class BestCheckpoint(ModelCheckpoint):
     the best.
     """
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note whether a run is resumed: testing loads the callbacks' states, too."""
+        super().setup(trainer, pl_module, stage)
+        self.resumes = stage == "fit"
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the earlier run's best files, where they are still there."""
+        if not self.resumes:
+            return
         earlier, own = state_dict.get("dirpath"), self.dirpath
         if own is None or earlier is None or Path(earlier) == Path(own):
             super().load_state_dict(state_dict)

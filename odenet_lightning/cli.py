@@ -21,6 +21,7 @@ from odenet_lightning.arguments import (
     PROGRAM,
     UsageError,
     checkpoint_path,
+    foreign_texts,
     kept_data,
     load_checkpoint,
     names_a_network,
@@ -258,8 +259,12 @@ class CLI(LightningCLI):
         if isinstance(logger, TensorBoardLogger):
             rows.append(("curves", f"tensorboard --logdir {os.path.relpath(logger.root_dir)}"))
         if best:
-            rows.append(("test it", f"{PROGRAM} test --ckpt_path {os.path.relpath(best)}{again}"))
-            rows.append(("read your own", f"{PROGRAM} predict --ckpt_path {os.path.relpath(best)} --data.images DIR"))
+            given = f"--ckpt_path {os.path.relpath(best)}"
+            if foreign_texts([dict(self.model.hparams), dict(data.hparams)["augment"]], set()) and trainer.log_dir:
+                # classes of the user's own are imported only where the user names them
+                given = f"--config {os.path.relpath(Path(trainer.log_dir) / 'config.yaml')} {given}"
+            rows.append(("test it", f"{PROGRAM} test {given}{again}"))
+            rows.append(("read your own", f"{PROGRAM} predict {given} --data.images DIR"))
         print("\n" + "\n".join(f"{name:<16} {value}" for name, value in rows), flush=True)
 
     def fit(self, model: ClassifierModule, **kwargs: Any) -> None:

@@ -90,7 +90,7 @@ class Conv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the input."""
-        if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        if input.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
             return super().forward(input)
         return cast(Tensor, SameConv.apply(input, self.weight, self.bias))
 

@@ -23,6 +23,8 @@ def release(figure: Figure) -> None:
     canvas.figure = figure.canvas = None  # type: ignore[assignment]
 
 
+# for signed values: its lightness grows with them, so that signs are told apart in grey, too
+SIGNED = "viridis"
 # black, orange, blue, sky, green, purple, grey (Okabe and Ito 2008): told apart by every eye, and by markers in grey
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#888888")
 MARKERS = "os^Dv*X"
@@ -129,7 +131,7 @@ def draw_feature_maps(image: Tensor, states: Tensor, times: Sequence[float]) -> 
     gap = 3
     sheet = tile(states.transpose(0, 1).flatten(0, 1), count, gap, fill=float("nan"))
     largest = float(states.abs().max())
-    picture = maps.imshow(sheet.numpy(), cmap="coolwarm", vmin=-largest, vmax=largest)
+    picture = maps.imshow(sheet.numpy(), cmap=SIGNED, vmin=-largest, vmax=largest)
     maps.set_xticks([i * (width + gap) + width / 2 for i in range(count)], [f"t = {time:g}" for time in times])
     maps.set_yticks([i * (height + gap) + height / 2 for i in range(channels)], [str(i + 1) for i in range(channels)])
     maps.xaxis.tick_top()

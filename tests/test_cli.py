@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odenet_lightning import ClassifierModule
-from odenet_lightning.arguments import checkpoint_path
+from odenet_lightning.arguments import PROGRAM, checkpoint_path
 from odenet_lightning.cli import CLI, DEFAULT_NET, condense, main
 from odenet_lightning.sources import load_sample
 
@@ -324,6 +324,7 @@ def test_own_field_and_network_plug_in_by_path(
     (workdir / "mine.yaml").write_text(yaml.safe_dump(config))
     few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
     main(["fit", "--config", "mine.yaml", "--data.source", "sample", "--data.root", str(sample_root), *QUICK, *few])
+    (said,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("test it"))
     checkpoint = torch.load("lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
     assert "net.block.field.speed" in checkpoint["state_dict"]
     test = [
@@ -339,6 +340,9 @@ def test_own_field_and_network_plug_in_by_path(
     for trusted in (["--config", "mine.yaml"], ["--config=lightning_logs/version_0/config.yaml"]):
         main([*test, "--data.root", str(sample_root), *trusted])
         assert "Accuracy on 500 test images" in capsys.readouterr().out
+    main(said.split(PROGRAM)[1].split())  # what the run said to do next
+    assert "Accuracy on 500 test images" in capsys.readouterr().out
+    assert list(Path("lightning_logs").glob("*/checkpoints")) == [Path("lightning_logs/version_0/checkpoints")]
 
 
 def test_augmentation_by_class_path_and_flags(workdir: Path, sample_root: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -29,9 +30,10 @@ from odenet_lightning.studies import STUDIES, Study, networks, run
 from odenet_lightning.studies.depth import half_width
 from odenet_lightning.studies.digits import Digits
 from odenet_lightning.studies.flow import separation
-from odenet_lightning.studies.gradients import HeldBytes
 from odenet_lightning.studies.ledger import Ledger
+from odenet_lightning.studies.memory import HeldBytes, LiveBytes
 from odenet_lightning.studies.networks import load_network
+from odenet_lightning.studies.paper import Paper
 from odenet_lightning.studies.solvers import Solvers
 from odenet_lightning.studies.study import Row, number
 from tests.processes import run as run_in_process
@@ -193,6 +195,9 @@ def test_gradients_of_exact_methods_agree_and_memory_is_ordered(measured: dict[s
         assert value(name, None, 4, "relative_error") < value(name, None, 1, "relative_error")
     assert value("Backprop", None, 4, "held_bytes") > 2 * value("Backprop", None, 1, "held_bytes")
     assert value("Adjoint", None, 4, "held_bytes") == value("Adjoint", None, 1, "held_bytes")
+    assert value("Backprop", None, 4, "peak_bytes") > 2 * value("Backprop", None, 1, "peak_bytes")
+    assert value("Adjoint", None, 4, "peak_bytes") < 1.5 * value("Adjoint", None, 1, "peak_bytes")
+    assert all(number(row, "peak_bytes") > number(row, "held_bytes") for row in measured["gradients"])
     assert (
         value("Adjoint", None, 4, "held_bytes")
         < value("Checkpoint", None, 4, "held_bytes")
@@ -357,6 +362,19 @@ def test_kept_weights_are_taken_up_by_the_same_code_on_the_same_machine_only(
     assert len(trained) == 4
 
 
+def test_training_that_is_lost_is_done_again(workdir: Path, sample_root: Path) -> None:
+    few: dict[str, Any] = {"channels": 1, "points": 2, "steps": 2, "batch_size": 8, "repeats": 1}
+    study = Paper(root=str(sample_root), source="sample", **few, tolerances=[0.1])
+    figures = []
+    for _ in range(2):
+        study.folder, study.solved = workdir, None
+        figures.append([study.measure(case)["relative_error"] for case in study.cases()][-1])
+        shutil.rmtree(workdir / "weights")
+    assert study.measure(study.cases()[-1])["relative_error"] == figures[0] == figures[1]
+    study.provenance = {"commit": "another"}
+    assert not Path(study._checkpoint(1)).exists()
+
+
 def test_two_runs_do_not_share_a_folder(workdir: Path, sample_root: Path) -> None:
     study = Squares(root=str(sample_root), source="sample")
     with FileLock(workdir / ".lock"), pytest.raises(ValueError, match="another run is at work"):
@@ -416,6 +434,31 @@ def test_held_bytes_of_a_known_graph() -> None:
         z.sum().backward()
     assert held.now == 0
     assert held.peak == 3 * 256
+
+
+def test_live_bytes_of_a_known_calculation() -> None:
+    x = torch.rand(8, 8)  # 256 bytes, made before
+    with LiveBytes() as live:
+        y = x @ x
+        z = y.view(64) + 1
+        y.mul_(2)
+        assert live.now == live.peak == 2 * 256
+        del y
+        assert live.now == 256
+        z = z.exp().sum()
+        assert live.now == 4
+    assert live.peak == 2 * 256 + 4  # z, its exponential and the sum
+
+
+def test_live_bytes_see_the_way_back() -> None:
+    weight = nn.Parameter(torch.rand(8, 8))
+    with LiveBytes() as live:
+        loss = (weight @ weight).square().sum()
+        before = live.now  # the product, kept for its square, and the sum
+        assert before == 256 + 4
+        loss.backward()
+    assert live.now == 256 + 4  # the weight's derivative instead
+    assert live.peak >= 3 * 256
 
 
 def test_separation_and_interval_have_their_closed_forms() -> None:

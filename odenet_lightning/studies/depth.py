@@ -98,12 +98,14 @@ class Depth(Study):
         for place, line in enumerate(table):
             values = [100 * number(row, "accuracy") for row in rows if row["network"] == line["network"]]
             accuracy.plot(values, [place - 0.18] * len(values), "o", color=COLOURS[6], markersize=4)
-            width = half_width(values) if len(values) > 1 else 0.0
+            # Student's t gives two runs an interval of a dozen times their difference, beyond what is possible
+            width = half_width(values) if len(values) > 2 else 0.0
             accuracy.errorbar(statistics.mean(values), place, xerr=width, fmt="s", color=COLOURS[0], capsize=4)
             seconds.barh(place, number(line, "seconds"), height=0.5, color=COLOURS[3], edgecolor="black")
         labels = [f"{line['network']}\n{line['parameters']:,} parameters" for line in table]
         accuracy.set_yticks(range(len(table)), labels)
-        accuracy.set_xlabel(f"test accuracy, %: each seed (dots), mean and 95 % interval (n = {table[0]['n']})")
+        interval = " and 95 % interval" if number(table[0], "n") > 2 else ""
+        accuracy.set_xlabel(f"test accuracy, %: each seed (dots), mean{interval} (n = {table[0]['n']})")
         seconds.set_xlabel("training, seconds")
         accuracy.invert_yaxis()
         for axes in (accuracy, seconds):

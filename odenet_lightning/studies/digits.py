@@ -71,7 +71,8 @@ class Digits(OneNetwork):
             spread = 4 * (torch.rand(len(group), generator=torch.Generator().manual_seed(0)) - 0.5)
             work = torch.tensor([number(row, "evaluations") for row in group]) + spread
             scatter.scatter(work.numpy(), doubt, label=f"{label} ({len(group)})", **style)
-        scatter.set(yscale="log", xlabel="evaluations (NFE)", ylabel="doubt: 1 - confidence")
+        scatter.set(yscale="log", ylabel="doubt: 1 - confidence")
+        scatter.set_xlabel("evaluations (NFE), spread by up to 2 to be seen")
         scatter.legend(loc="best")
         for digit in range(CLASSES):
             counts = torch.tensor([number(row, "evaluations") for row in rows if row["label"] == digit])

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from odenet_lightning.figures import new_figure, tile
+from odenet_lightning.figures import SIGNED, new_figure, tile
 from odenet_lightning.models import CLASSES
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.networks import OneNetwork
@@ -138,12 +138,13 @@ class Flow(OneNetwork):
         states, times = self.states, self.times()
         _, labels = self.seen
         classes = labels.unique()
-        for axes, digit in zip(panels, classes[[0, len(classes) // 2, -1]].tolist(), strict=True):
-            index = int((labels == digit).nonzero()[0])
-            maps = states[[times.index(t) for t in MAPS], index].cpu()[:, :6]
+        digits = classes[[0, len(classes) // 2, -1]].tolist()
+        chosen = [int((labels == digit).nonzero()[0]) for digit in digits]
+        drawn = states[[times.index(t) for t in MAPS]][:, chosen, :6].cpu()
+        limit = float(drawn.abs().max())
+        for axes, digit, maps in zip(panels, digits, drawn.unbind(1), strict=True):
             sheet = tile(maps.transpose(0, 1).flatten(0, 1), len(MAPS), 2, fill=float("nan"))
-            limit = float(maps.abs().max())
-            axes.imshow(sheet.numpy(), cmap="coolwarm", vmin=-limit, vmax=limit)
+            axes.imshow(sheet.numpy(), cmap=SIGNED, vmin=-limit, vmax=limit)
             size = maps.shape[-1] + 2
             axes.set_xticks([i * size + size / 2 for i in range(len(MAPS))], [f"{t:g}" for t in MAPS], fontsize=8)
             rows = range(maps.shape[1])
@@ -153,6 +154,8 @@ class Flow(OneNetwork):
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
         panels[0].set_ylabel("channel", fontsize=9)
+        bar = panels[0].figure.colorbar(panels[0].images[0], ax=list(panels), shrink=0.8, pad=0.02)
+        bar.set_label("state y(t)", fontsize=9)
 
     def extras(self, rows: list[Row]) -> None:
         """The projection as a film, `flow.gif`, that runs to t = 1, rests there and runs back."""

@@ -16,6 +16,7 @@ from odenet_lightning.figures import new_figure, series_style
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.solvers import Dopri5, Midpoint, Solver
+from odenet_lightning.studies.memory import HeldBytes, LiveBytes
 from odenet_lightning.studies.networks import TrainedBefore
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
 
@@ -26,50 +27,6 @@ GRADIENTS: dict[str, Gradient] = {
     "Adjoint, seminorm": Adjoint(seminorm=True),
 }
 GIB = 2**30
-
-
-class HeldBytes:
-    """Bytes of the tensors that autograd keeps for the way back: as many as there are now, and at most.
-
-    A context manager. Each storage counts once; parameters, which exist anyway, do not count.
-    """
-
-    def __init__(self, net: Classifier) -> None:
-        self.ignored = {p.untyped_storage().data_ptr() for p in net.parameters()}
-        self.users: dict[int, int] = {}
-        self.now = self.peak = 0
-        self.hooks: Any = torch.autograd.graph.saved_tensors_hooks(lambda t: _Held(self, t), lambda held: held.tensor)
-
-    def __enter__(self) -> "HeldBytes":
-        self.hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.hooks.__exit__(*error)
-
-    def change(self, tensor: Tensor, by: int) -> None:
-        """One user of a tensor's storage more or less."""
-        storage = tensor.untyped_storage()
-        pointer = storage.data_ptr()
-        if pointer in self.ignored:
-            return
-        users = self.users.pop(pointer, 0)
-        if users + by > 0:
-            self.users[pointer] = users + by
-        if min(users, users + by) == 0:
-            self.now += by * storage.nbytes()
-            self.peak = max(self.peak, self.now)
-
-
-class _Held:
-    """A tensor kept for the way back, counted while it lives."""
-
-    def __init__(self, count: HeldBytes, tensor: Tensor) -> None:
-        self.count, self.tensor = count, tensor.detach()
-        count.change(self.tensor, 1)
-
-    def __del__(self) -> None:
-        self.count.change(self.tensor, -1)
 
 
 def flat_gradient(net: Classifier) -> Tensor:
@@ -83,8 +40,9 @@ class Gradients(TrainedBefore):
 
     Two sweeps: Dopri5 over tolerances, and Midpoint over numbers of steps (the depth). Errors are of the
     whole network's gradient against one in float64 at a tolerance of 1e-8. `held_bytes` is the most that autograd
-    keeps at a time for the way back; temporaries and optimiser are not in it, so `images_per_gib` is an
-    upper bound. On CUDA, `peak_bytes` is the allocator's own peak.
+    keeps at a time for the way back; `peak_bytes` is the most that all tensors of a step take at a time, parameters
+    and optimiser aside, of which `images_per_gib` follows: on CUDA the allocator's own count, on the CPU
+    `LiveBytes`, to which allocators add what they waste.
 
     Args:
         tolerances: of Dopri5, rtol = atol.
@@ -105,7 +63,7 @@ class Gradients(TrainedBefore):
     sweeps: ClassVar[tuple[str, ...]] = ("tolerances", "depths")
     shown: ClassVar[tuple[str, ...]] = (
         *("gradient", "rtol", "num_steps", "seconds", "nfe_forward", "nfe_backward"),
-        *("held_bytes", "images_per_gib", "relative_error", "cosine", "n"),
+        *("held_bytes", "peak_bytes", "images_per_gib", "relative_error", "cosine", "n"),
     )
 
     def __post_init__(self) -> None:
@@ -163,16 +121,21 @@ class Gradients(TrainedBefore):
         before = torch.cuda.memory_allocated() if cuda else 0
         with HeldBytes(net) as held:
             self.loss(net).backward()
-        peak = torch.cuda.max_memory_allocated() - before if cuda else None
+        peak = torch.cuda.max_memory_allocated() - before if cuda else 0
         solves = [solve for block in net.ode_blocks for solve in block.solves]
         gradient, exact = flat_gradient(net), self.exact()
+        if not cuda:
+            net.zero_grad()
+            with LiveBytes() as live:
+                self.loss(net).backward()
+            peak = live.peak
         return {
             "seconds": statistics.median(seconds[1:]),
             "nfe_forward": sum(solve.forward.evaluations for solve in solves),
             "nfe_backward": sum(solve.backward.evaluations for solve in solves if solve.backward),
             "held_bytes": held.peak,
             "peak_bytes": peak,
-            "images_per_gib": GIB * len(self.chosen("train", self.batch_size)) // (peak or held.peak),
+            "images_per_gib": GIB * len(self.chosen("train", self.batch_size)) // peak,
             "relative_error": float((gradient - exact).norm() / exact.norm()),
             "cosine": float(F.cosine_similarity(gradient, exact, dim=0)),
             "n": self.repeats,
@@ -187,7 +150,7 @@ class Gradients(TrainedBefore):
         self._lines(error, adaptive, "rtol", "relative_error", "relative error of the gradient")
         self._lines(seconds, adaptive, "rtol", "seconds", "seconds a training step", f"batch {self.batch_size}")
         self._lines(backward, adaptive, "rtol", "nfe_backward", "evaluations on the way back", "Backprop: none")
-        self._lines(images, fixed, "num_steps", "images_per_gib", "images that fit into 1 GiB")
+        self._lines(images, fixed, "num_steps", "images_per_gib", "images a step that fit into 1 GiB")
         images.set_xlabel("depth: midpoint steps over [0, 1]")
         for axes in (error, seconds, backward):
             axes.set_xlabel("Dopri5's tolerance, rtol = atol")
