@@ -237,7 +237,7 @@ def test_adjoint_equals_torchdiffeq_s(field_name: str, tolerance: float, own: bo
         integral, grads = gradients_of(gradient, solver, field, y0)
     rounding = 1e-10
     if field_name == "conv":  # whose kinks make much of other rounding: this project adds in another order
-        rounding = 2e-3 if own else 1e-6
+        rounding = 2e-3 if own else 1e-5
     assert relative_error(integral.y, y) < rounding
     # in common units: the conv's bias has no gradient but rounding, since the norm behind it takes the mean out
     assert relative_error(torch.cat([g.flatten() for g in grads]), torch.cat([g.flatten() for g in truth])) < rounding
