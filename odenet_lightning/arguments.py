@@ -1,13 +1,18 @@
 """What a command line says before it is parsed: its configs, its checkpoint, and what that may bring along."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 import yaml
+from torch import nn
 
+from odenet_lightning.augment import Augmentation
 from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.gradients import Gradient
+from odenet_lightning.solvers import Solver
 from odenet_lightning.sources import Source
 
 PROGRAM = "python -m odenet_lightning"
@@ -103,14 +108,49 @@ def texts(tree: Any) -> set[str]:
     return {tree} if isinstance(tree, str) else set()
 
 
-def foreign_texts(settings: Any, trusted: set[str]) -> list[str]:
-    """Texts in a config that are neither plain words, nor classes of this project or torch, nor trusted.
+def kept_model(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the model that a checkpoint was trained with, without Lightning's own notes."""
+    hparams = checkpoint.get("hyper_parameters", {})
+    return {key: value for key, value in hparams.items() if not str(key).startswith("_")}
 
-    A text that is no plain word may be a class path, or YAML or a file with one in it: the parser would
-    follow all of them.
+
+def foreign_texts(settings: Any, trusted: set[str]) -> list[str]:
+    """What in a config might have the parser import or call something that is neither known nor trusted.
+
+    The parser follows class paths, to functions, too, and reads a text as YAML or as the name of a file with a class
+    path in it. So only plain words pass that name no file, keys that are names, and the class paths of
+    networks' parts and optimisers of this project and torch.
     """
-    known = r"[\w+-]*|(odenet_lightning|torch)(\.[A-Za-z_]\w*)+"
-    return sorted(text for text in texts(settings) - trusted if not re.fullmatch(known, text))
+    if isinstance(settings, dict):
+        path = settings.get("class_path")
+        known = isinstance(path, str) and (path in trusted or is_known_class(path))
+        rest = {key: value for key, value in settings.items() if key != "class_path" or not known}
+        keys = [str(key) for key in rest if not (isinstance(key, str) and key.isidentifier())]
+        free = ["dict_kwargs"] if "dict_kwargs" in rest and path not in trusted else []  # are passed on unseen
+        return sorted({*keys, *free, *foreign_texts(list(rest.values()), trusted)})
+    if isinstance(settings, list | tuple):
+        return sorted({text for value in settings for text in foreign_texts(value, trusted)})
+    if isinstance(settings, str):
+        plain = re.fullmatch(r"[\w+-]*", settings) and not Path(settings).is_file()
+        return [] if plain or settings in trusted else [settings]
+    return [] if settings is None or isinstance(settings, bool | int | float) else [type(settings).__name__]
+
+
+def is_known_class(path: str) -> bool:
+    """Whether a class path names a part of a network, an optimiser or an augmentation, of this project or of torch.
+
+    What a module has imported from elsewhere is no part of it, nor are functions.
+    """
+    module, _, name = path.rpartition(".")
+    if not re.fullmatch(r"(odenet_lightning|torch\.(nn|optim))(\.[A-Za-z_]\w*)*", module) or module not in sys.modules:
+        return False  # nothing is imported to find out
+    found = getattr(sys.modules[module], name, None)
+    kinds = (nn.Module, torch.optim.Optimizer, Solver, Gradient, Augmentation)
+    return (
+        isinstance(found, type)
+        and issubclass(found, kinds)
+        and found.__module__.startswith(("odenet_lightning.", "torch.nn.", "torch.optim."))
+    )
 
 
 def refuse_foreign_classes(settings: dict[str, Any], path: str, given: list[str]) -> None:

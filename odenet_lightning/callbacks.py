@@ -206,6 +206,10 @@ class CoarseStart(Callback):
             block.solver = solver
         self.own = []
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Coarse or not; a run resumed within an epoch has no epoch's start."""
+        self._coarsen(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Coarse or not, by the epoch."""
         self._coarsen(trainer, pl_module)

@@ -67,9 +67,19 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 @rank_zero_only
 def bring_along(source: Path, target: Path) -> None:
-    """Copy a file, on one process."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    """Copy a checkpoint whole or not at all, on one process.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, partial)
+        partial.replace(target)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {target} ({e.strerror or e}): make room, then resume again") from e
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -80,13 +90,24 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Note whether a run is resumed: testing loads the callbacks' states, too."""
+        """Note whether this is training: testing loads the callbacks' states, too."""
         super().setup(trainer, pl_module, stage)
-        self.resumes = stage == "fit"
+        self.fits, self.resumed_folder = stage == "fit", None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note where a resumed run comes from; before its state is loaded."""
+        if self.fits and trainer.ckpt_path and self.dirpath:
+            self.resumed_folder = Path(trainer.ckpt_path).resolve().parent
+            refuse_to_overwrite(Path(self.dirpath), self.resumed_folder)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A new run does not write over an earlier one."""
+        if self.resumed_folder is None and self.dirpath:
+            refuse_to_overwrite(Path(self.dirpath), None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the earlier run's best files, where they are still there."""
-        if not self.resumes:
+        if not self.fits:
             return
         earlier, own = state_dict.get("dirpath"), self.dirpath
         if own is None or earlier is None or Path(earlier) == Path(own):
@@ -94,7 +115,12 @@ class BestCheckpoint(ModelCheckpoint):
             return
         moved: dict[str, str] = {}
         for old in {*state_dict.get("best_k_models", {}), state_dict["best_model_path"]} - {""}:
-            if Path(old).is_file():
+            # a checkpoint says where the best one is; only one beside itself is believed
+            if (
+                Path(old).is_file()
+                and Path(old).suffix == ".ckpt"
+                and Path(old).resolve().parent == self.resumed_folder
+            ):
                 # spelled as Lightning spells it, which removes a file of another spelling as an old one
                 moved[old] = os.path.join(own, os.path.basename(old))
                 bring_along(Path(old), Path(moved[old]))
@@ -108,6 +134,20 @@ class BestCheckpoint(ModelCheckpoint):
         self.best_k_models = {moved[old]: score for old, score in scores.items() if old in moved}
         self.kth_best_model_path = moved.get(state_dict.get("kth_best_model_path", ""), self.best_model_path)
         self.kth_value = self.best_k_models.get(self.kth_best_model_path, state_dict["best_model_score"])  # pyright: ignore[reportAttributeAccessIssue] -- declared narrower than Lightning itself uses it
+
+
+def refuse_to_overwrite(folder: Path, resumed_folder: Path | None) -> None:
+    """Refuse to write over the checkpoints of a run that is not gone on with.
+
+    Raises:
+        CheckpointError: with what to do.
+    """
+    earlier = next((name for name in ("last.ckpt", "best.ckpt") if (folder / name).is_file()), None)
+    if earlier and folder.resolve() != resumed_folder and not is_requeued():
+        raise CheckpointError(
+            f"{folder} holds {earlier} of an earlier run: name another --checkpoint.dirpath, "
+            f"or go on from it (--ckpt_path {folder / earlier})"
+        )
 
 
 class LastCheckpoint(Checkpoint):
@@ -130,6 +170,7 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"every_n_train_steps must not be negative, not {every_n_train_steps!r}")
         self.every_n_train_steps = every_n_train_steps
         self.in_slurm = in_slurm()
+        self.step = 0  # the last one seen
 
     @staticmethod
     def path(trainer: Trainer) -> Path | None:
@@ -141,6 +182,10 @@ class LastCheckpoint(Checkpoint):
                 return Path(folder) / "last.ckpt" if folder else None
         return None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where a resumed run begins."""
+        self.step = trainer.global_step
+
     def _save(self, trainer: Trainer) -> None:
         path = self.path(trainer)
         check_finite(trainer)
@@ -150,7 +195,10 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save within an epoch; its last step is left to the epoch's end."""
+        """Save within an epoch, where gradients are not being added up; its last step is left to the epoch's end."""
+        if trainer.global_step == self.step:
+            return
+        self.step = trainer.global_step
         every = self.every_n_train_steps
         if every and trainer.global_step % every == 0 and not trainer.is_last_batch:
             self._save(trainer)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
 
 from odenet_lightning import checkpoints
-from odenet_lightning.checkpoints import CheckpointError, LastCheckpoint, WholeCheckpointIO
+from odenet_lightning.checkpoints import CheckpointError, LastCheckpoint, WholeCheckpointIO, bring_along
 from odenet_lightning.cli import main
 from tests.processes import command, run
 
@@ -146,6 +148,80 @@ def test_starting_again_overwrites_nothing(workdir: Path, sample_root: Path) -> 
     for path, bytes_before in before.items():
         assert path.read_bytes() == bytes_before, path
     assert {path.name for path in Path("lightning_logs").iterdir()} == {"version_0", "version_1", "version_2"}
+
+
+def test_a_folder_of_an_earlier_run_is_not_written_over(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [
+        *FIT,
+        "--data.root",
+        str(sample_root),
+        *SHORT,
+        "--pictures.every_n_epochs",
+        "0",
+        "--checkpoint.dirpath",
+        "ck",
+    ]
+    main(args)
+    before = {path.name: path.read_bytes() for path in Path("ck").iterdir()}
+    with pytest.raises(SystemExit):
+        main([*args, "--seed_everything", "1"])
+    assert "holds last.ckpt of an earlier run: name another --checkpoint.dirpath" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in Path("ck").iterdir()} == before
+    longer = ["--trainer.max_epochs", "4", "--model.schedule", "constant"]
+    main([*args, "--ckpt_path", "ck/last.ckpt", *longer])
+    assert torch.load("ck/last.ckpt", weights_only=True)["global_step"] == 16
+
+
+def test_nothing_is_kept_while_gradients_add_up(
+    workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[tuple[int, int]] = []
+
+    def note(_: LastCheckpoint, trainer: Trainer) -> None:
+        saved.append((trainer.global_step, trainer.fit_loop.epoch_loop.batch_progress.current.ready))
+
+    monkeypatch.setattr(LastCheckpoint, "_save", note)
+    args = [
+        "--last.every_n_train_steps",
+        "1",
+        "--trainer.accumulate_grad_batches",
+        "2",
+        "--pictures.every_n_epochs",
+        "0",
+    ]
+    main([*FIT, "--data.root", str(sample_root), *SHORT, *args, "--trainer.max_epochs", "1"])
+    assert saved == [(1, 2), (2, 4)]
+
+
+def test_only_checkpoints_beside_the_resumed_one_are_brought_along(workdir: Path, sample_root: Path) -> None:
+    args = [*FIT, "--data.root", str(sample_root), *SHORT, "--pictures.every_n_epochs", "0"]
+    main(args)
+    path = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    (state,) = (state for name, state in checkpoint["callbacks"].items() if name.startswith("BestCheckpoint"))
+    Path("elsewhere").mkdir()
+    for name in ("secret.txt", "elsewhere/other.ckpt"):
+        Path(name).write_text("of nobody's business")
+        state["best_model_path"], state["best_k_models"] = str(Path(name).resolve()), {}
+        torch.save(checkpoint, path)
+        main([*args, "--ckpt_path", str(path), "--trainer.max_epochs", "4", "--model.schedule", "constant"])
+    assert not [found for found in Path("lightning_logs").rglob("*") if found.name in ("secret.txt", "other.ckpt")]
+
+
+def test_what_is_brought_along_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:2])
+        raise OSError(28, "No space left on device", str(source))
+
+    (tmp_path / "a.ckpt").write_text("whole")
+    bring_along(tmp_path / "a.ckpt", tmp_path / "b" / "a.ckpt")
+    assert (tmp_path / "b" / "a.ckpt").read_text() == "whole"
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(CheckpointError, match=r"cannot write .*c/a.ckpt \(No space left"):
+        bring_along(tmp_path / "a.ckpt", tmp_path / "c" / "a.ckpt")
+    assert not list((tmp_path / "c").iterdir())
 
 
 @pytest.mark.parametrize("solver", [["Midpoint", "--model.net.solver.num_steps", "1"], ["Dopri5"]])

@@ -2,6 +2,9 @@ import csv
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,13 @@ import pytest
 import torch
 import yaml
 from lightning import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odenet_lightning import ClassifierModule
-from odenet_lightning.arguments import PROGRAM, checkpoint_path
+from odenet_lightning.arguments import PROGRAM, checkpoint_path, foreign_texts
+from odenet_lightning.callbacks import Throughput
 from odenet_lightning.cli import CLI, DEFAULT_NET, condense, main
 from odenet_lightning.sources import load_sample
 
@@ -343,6 +348,114 @@ def test_own_field_and_network_plug_in_by_path(
     main(said.split(PROGRAM)[1].split())  # what the run said to do next
     assert "Accuracy on 500 test images" in capsys.readouterr().out
     assert list(Path("lightning_logs").glob("*/checkpoints")) == [Path("lightning_logs/version_0/checkpoints")]
+
+
+RUN = {"class_path": "torch.utils.collect_env.subprocess.run"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer", {**RUN, "dict_kwargs": {"args": {"touch": 1, "ran": 1}}}),  # a list of a dict is its keys
+        ("optimizer", {"class_path": "torch.distributed.run.main", "init_args": {"args": ["--no-python", "ran"]}}),
+        ("optimizer", {"class_path": "torch.optim.AdamW", "dict_kwargs": {"lr": 0.1}}),
+        ("optimizer", {"class_path": "torch.optim.adamw.cast", "init_args": {"lr": 0.1}}),
+        ("optimizer", {"class_path": "torch.serialization.load", "init_args": {"f": "ran"}}),
+        ("net", "bare"),
+        ("net", {"class_path": "bare"}),
+        ("net", {"class_path": "odenet_lightning.cli.os.system", "init_args": {"command": "ran"}}),
+        ("net", {"class_path": "odenet_lightning.ODENet", "init_args": {"touch ran": 1}}),
+        ("net", {"class_path": "odenet_lightning.ODENet", "init_args": {"channels": torch.zeros(1)}}),
+    ],
+)
+def test_a_checkpoint_of_plain_data_runs_nothing(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key: str, value: Any
+) -> None:
+    """Whatever its settings name: not even functions of torch's own modules."""
+    monkeypatch.syspath_prepend(str(workdir))
+    Path("evil.py").write_text("open('ran', 'w').close()\n")
+    Path("bare").write_text("class_path: evil.Net\n")
+    settings = {"net": {"class_path": "odenet_lightning.ODENet"}, key: value}
+    checkpoint = {"state_dict": {}, "pytorch-lightning_version": "2.6.0", "hyper_parameters": settings}
+    torch.save(checkpoint, "planted.ckpt")
+    error = fails(["test", "--ckpt_path", "planted.ckpt", "--data.source", "sample"], capsys)
+    assert "planted.ckpt names" in error
+    assert not Path("ran").exists()
+
+
+def test_settings_of_this_project_are_known() -> None:
+    net = {
+        "class_path": "odenet_lightning.models.PaperODENet",
+        "init_args": {
+            "channels": 8,
+            "solver": {
+                "class_path": "odenet_lightning.solvers.Dopri5",
+                "init_args": {"rtol": 0.1, "first_step": "warm"},
+            },
+            "gradient": {"class_path": "odenet_lightning.gradients.Adjoint", "init_args": {"seminorm": True}},
+            "field": {"class_path": "odenet_lightning.fields.ConvField", "init_args": {"channels": 8}},
+        },
+    }
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1, "betas": [0.9, 0.99], "foreach": None}}
+    augment = {"class_path": "odenet_lightning.augment.Deform", "init_args": {"degrees": 5.0}}
+    head = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 3, "out_features": 4}}
+    assert foreign_texts([{"net": net, "optimizer": optimizer, "schedule": "one_cycle"}, augment, head], set()) == []
+    own = {"net": {"class_path": "mine.Net", "init_args": {"width": 3}, "dict_kwargs": {"more": 1}}}
+    assert foreign_texts(own, set()) == ["dict_kwargs", "mine.Net"]
+    assert foreign_texts(own, {"mine.Net"}) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="is about glibc")
+def test_freed_memory_is_kept() -> None:
+    """Its pages are not cleared and mapped anew each time; in a process of its own, as it cannot be undone."""
+    code = (
+        "import resource, torch\n"
+        "from odenet_lightning.cli import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "for i in range(25):\n"
+        "    if i == 5: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    x = torch.ones(4_000_000); y = x + 1; del x, y\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) < 2_000  # of the 160,000 pages of 20 times 32 MB, or 300 huge ones
+
+
+def test_a_default_runs_hints_trust_nothing(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *QUICK, *few])
+    out = capsys.readouterr().out
+    assert "odenet_lightning test --ckpt_path" in out
+    assert "--config" not in out
+
+
+@pytest.mark.parametrize(("end", "code"), [(KeyboardInterrupt, 130), (SIGTERMException, 143)])
+def test_an_interrupted_fit_says_how_to_go_on(
+    workdir: Path,
+    sample_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: type[BaseException],
+    code: int,
+) -> None:
+    monkeypatch.setattr(Throughput, "on_train_epoch_start", lambda _, trainer, __: interrupt(trainer, end))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # Lightning ignores Ctrl-C from its first one on
+    few = ["--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *QUICK, *few])
+    assert ended.value.code == code
+    said = capsys.readouterr().err
+    assert (
+        "interrupted at step 2: the same command with --ckpt_path lightning_logs/version_0/checkpoints/last.ckpt"
+        in said
+    )
+
+
+def interrupt(trainer: Trainer, end: type[BaseException]) -> None:
+    if trainer.current_epoch == 1:
+        raise end
 
 
 def test_augmentation_by_class_path_and_flags(workdir: Path, sample_root: Path) -> None:
