@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
 from torchvision.transforms import v2
 
+from odenet_lightning.cli import keep_freed_memory
 from odenet_lightning.data import MNISTDataModule, normalise
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the command line does; the post's way has its good of it, too
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     pairs = [(our_seconds(args.root), post_seconds(args.root)) for _ in range(args.repeats)]
