@@ -177,7 +177,7 @@ class Paper(Study):
                 f"{row['rtol']:g}", (number(row, "nfe_forward"), number(row, "relative_error")),
                 xytext=(6, 4), textcoords="offset points", fontsize=8,
             )  # fmt: skip
-        error.margins(0.14, 0.14)  # room for the tolerances
+        error.margins(0.22, 0.14)  # room for the tolerances
         error.set(yscale="log", ylabel="relative rms error of y(1)", title="(a) error, at each tolerance")
         seconds.plot(work, [row["seconds"] for row in solved], label="forward", **series_style(0))
         seconds.plot(work, [row["seconds_backward"] for row in solved], label="backward", **series_style(1))
