@@ -14,6 +14,26 @@ from tests.processes import command
 SMALL = ["--data.source", "sample", "--trainer.accelerator", "cpu", "--pictures.every_n_epochs", "0"]
 
 
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_two_processes_end_well(tmp_path: Path, sample_root: Path, launcher: str) -> None:
+    """With parts of the user's own, too, of which the end says more."""
+    (tmp_path / "mine.py").write_text(
+        "from odenet_lightning.fields import ConvField\n\n\nclass Own(ConvField):\n    pass\n"
+    )
+    short = ["--trainer.devices", "2", "--trainer.max_steps", "3", "--trainer.limit_val_batches", "2"]
+    own = ["--model.net", "ODENet", "--model.net.field", "mine.Own"]
+    fit = ["-m", "odenet_lightning", "fit", *SMALL, "--data.root", str(sample_root), *short, *own]
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if launcher == "torchrun" else []
+    project = f"{Path(__file__).parents[1]}:{tmp_path}"
+    environment = {**os.environ, "PYTHONPATH": project, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, *run, *fit], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("test it ") == 1
+    assert "test --config lightning_logs/version_0/config.yaml --ckpt_path" in ended.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_a_dead_worker_ends_the_others(tmp_path: Path, sample_root: Path, launcher: str) -> None:
