@@ -108,9 +108,8 @@ def texts(tree: Any) -> set[str]:
     return {tree} if isinstance(tree, str) else set()
 
 
-def kept_model(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the model that a checkpoint was trained with, without Lightning's own notes."""
-    hparams = checkpoint.get("hyper_parameters", {})
+def kept_model(hparams: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a model among its hyperparameters, without Lightning's own notes."""
     return {key: value for key, value in hparams.items() if not str(key).startswith("_")}
 
 

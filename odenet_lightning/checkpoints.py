@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,26 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written."""
 
 
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A path beside the target to write to, which takes the target's place once it is written.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing has changed.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(target)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        kept = "; the earlier one there is whole" if target.is_file() else ""
+        raise CheckpointError(
+            f"cannot write {target} ({e.strerror or e}){kept}: make room, then resume from the last checkpoint"
+        ) from e
+
+
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes beside the target and renames, so that a kill or a full disk leaves the earlier file as it was.
 
@@ -41,23 +63,12 @@ class WholeCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        except OSError as e:
-            partial.unlink(missing_ok=True)
-            kept = "; the earlier one there is whole" if target.is_file() else ""
-            raise CheckpointError(
-                f"cannot write {target} ({e.strerror or e}){kept}: make room, then resume from the last checkpoint"
-            ) from e
+        with written_whole(Path(path)) as partial, partial.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint as data, whatever `weights_only` says."""
@@ -67,19 +78,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 @rank_zero_only
 def bring_along(source: Path, target: Path) -> None:
-    """Copy a checkpoint whole or not at all, on one process.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    partial = target.with_name(target.name + ".partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    """Copy a checkpoint, on one process."""
+    with written_whole(target) as partial:
         shutil.copyfile(source, partial)
-        partial.replace(target)
-    except OSError as e:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {target} ({e.strerror or e}): make room, then resume again") from e
 
 
 class BestCheckpoint(ModelCheckpoint):

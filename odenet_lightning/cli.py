@@ -1,6 +1,5 @@
 """The command line: LightningCLI with this project's defaults, reports, and errors in one line."""
 
-import ctypes
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from odenet_lightning.allocator import keep_freed_memory
 from odenet_lightning.arguments import (
     PROGRAM,
     UsageError,
@@ -158,7 +158,7 @@ class CLI(LightningCLI):
         path = checkpoint_path(given)
         if path is not None:
             checkpoint = load_checkpoint(path)
-            model = kept_model(checkpoint)
+            model = kept_model(checkpoint.get("hyper_parameters", {}))
             if names_a_network(given):
                 model.pop("net", None)
             data = kept_data(checkpoint)
@@ -261,7 +261,7 @@ class CLI(LightningCLI):
             rows.append(("curves", f"tensorboard --logdir {os.path.relpath(logger.root_dir)}"))
         if best:
             given = f"--ckpt_path {os.path.relpath(best)}"
-            settings = [kept_model({"hyper_parameters": dict(self.model.hparams)}), data.hparams["augment"]]
+            settings = [kept_model(dict(self.model.hparams)), data.hparams["augment"]]
             # classes of the user's own are imported only where the user names them
             if foreign_texts(settings, set()) and isinstance(logger, TensorBoardLogger):
                 given = f"--config {os.path.relpath(Path(logger.log_dir) / 'config.yaml')} {given}"
@@ -382,22 +382,10 @@ def explain(error: BaseException) -> str:
             "what was trained is in last.ckpt, and --ckpt_path goes on from there"
         )
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename or 'a file of this run could not be written'}"
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     if isinstance(error, RuntimeError | ValueError | MisconfigurationException) and text:
         return text
     return f"{type(error).__name__}: {text} (unexpected; set {DEBUG}=1 to see where it was raised)"
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory that is freed, for the next step to use.
-
-    By default it hands large blocks back to the system, which gives them out again page by page, cleared: a fifth of
-    `fast.yaml`'s time on the CPU. Other C libraries are left alone.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: no block is a mapping of its own
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nor is the end of the heap given back
 
 
 def main(args: ArgsType = None) -> None:

@@ -410,7 +410,7 @@ def test_freed_memory_is_kept() -> None:
     """Its pages are not cleared and mapped anew each time; in a process of its own, as it cannot be undone."""
     code = (
         "import resource, torch\n"
-        "from odenet_lightning.cli import keep_freed_memory\n"
+        "from odenet_lightning.allocator import keep_freed_memory\n"
         "keep_freed_memory()\n"
         "for i in range(25):\n"
         "    if i == 5: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

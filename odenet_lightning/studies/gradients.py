@@ -96,6 +96,18 @@ class Gradients(TrainedBefore):
             self.reference = flat_gradient(net)
         return self.reference
 
+    def peak_bytes(self, net: Classifier) -> int:
+        """The most that the tensors of a step take at a time."""
+        net.zero_grad()
+        if self.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.loss(net).backward()
+            return torch.cuda.max_memory_allocated() - before
+        with LiveBytes() as live:
+            self.loss(net).backward()
+        return live.peak
+
     def measure(self, case: Row) -> Row:
         """Time, bytes, evaluations and error of one case."""
         solver = (
@@ -116,19 +128,11 @@ class Gradients(TrainedBefore):
         for block in net.ode_blocks:
             block.forget_solves()
         net.zero_grad()
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() if cuda else 0
         with HeldBytes(net) as held:
             self.loss(net).backward()
-        peak = torch.cuda.max_memory_allocated() - before if cuda else 0
         solves = [solve for block in net.ode_blocks for solve in block.solves]
         gradient, exact = flat_gradient(net), self.exact()
-        if not cuda:
-            net.zero_grad()
-            with LiveBytes() as live:
-                self.loss(net).backward()
-            peak = live.peak
+        peak = self.peak_bytes(net)
         return {
             "seconds": statistics.median(seconds[1:]),
             "nfe_forward": sum(solve.forward.evaluations for solve in solves),
