@@ -21,7 +21,6 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive: set[int] = set()
         self.now = self.peak = 0
 
     def __torch_dispatch__(
@@ -33,18 +32,16 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **kwargs)
         given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given | self.alive:
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:
                 self._made(leaf.untyped_storage())
         return result
 
     def _made(self, storage: torch.UntypedStorage) -> None:
-        self.alive.add(storage._cdata)
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        weakref.finalize(storage, self._gone, storage.nbytes())
 
-    def _gone(self, pointer: int, nbytes: int) -> None:
-        self.alive.discard(pointer)
+    def _gone(self, nbytes: int) -> None:
         self.now -= nbytes
 
 
