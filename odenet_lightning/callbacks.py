@@ -1,6 +1,7 @@
 """What is counted, printed and drawn while a network trains. Callbacks gather; figures.py draws."""
 
 import csv
+import math
 import sys
 import time
 from pathlib import Path
@@ -185,43 +186,34 @@ class CoarseStart(Callback):
 
     Args:
         solver: the coarse solver, for all ODE blocks.
-        epochs: epochs to train with it.
+        epochs: epochs to train with it; 5.5 ends in the middle of the sixth.
     """
 
-    def __init__(self, solver: Solver, epochs: int) -> None:
-        if epochs < 0:
-            raise ValueError(f"epochs must not be negative, not {epochs!r}")
+    def __init__(self, solver: Solver, epochs: float) -> None:
+        if not 0 <= epochs < math.inf:
+            raise ValueError(f"epochs must not be negative, and finite, not {epochs!r}")
         self.solver, self.epochs = solver, epochs
         self.own: list[Solver] = []
-
-    def _coarsen(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch < self.epochs and not self.own:
-            blocks = classifier(pl_module).net.ode_blocks
-            self.own = [block.solver for block in blocks]
-            for block in blocks:
-                block.solver = self.solver
 
     def _restore(self, pl_module: LightningModule) -> None:
         for block, solver in zip(classifier(pl_module).net.ode_blocks, self.own, strict=False):
             block.solver = solver
         self.own = []
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Coarse or not; a run resumed within an epoch has no epoch's start."""
-        self._coarsen(trainer, pl_module)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Coarse or not, by the epoch."""
-        self._coarsen(trainer, pl_module)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Coarse or not, by the place in the run; so a run resumed anywhere goes on as it was."""
+        done = trainer.current_epoch + batch_idx / trainer.num_training_batches
+        if done >= self.epochs:
+            self._restore(pl_module)
+        elif not self.own:
+            blocks = classifier(pl_module).net.ode_blocks
+            self.own = [block.solver for block in blocks]
+            for block in blocks:
+                block.solver = self.solver
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate with the network's own solver."""
         self._restore(pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the epoch's solver."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._coarsen(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the network as it was given."""
