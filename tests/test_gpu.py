@@ -14,6 +14,9 @@ from tests.test_module import FewDigits, sgd, trainer_in
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
+hears_prototype_notice = pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+
+
 @pytest.fixture
 def no_waiting() -> Iterator[None]:
     """Have CUDA raise wherever the host waits for the device."""
@@ -23,6 +26,7 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@hears_prototype_notice
 @pytest.mark.parametrize("gradient", [Backprop(), Checkpoint()], ids=["backprop", "checkpoint"])
 def test_fixed_steps_never_wait_for_the_device(gradient: Gradient, no_waiting: None) -> None:
     net = ODENet(solver=RK4(num_steps=2), gradient=gradient).to("cuda", non_blocking=True)
@@ -30,6 +34,7 @@ def test_fixed_steps_never_wait_for_the_device(gradient: Gradient, no_waiting: N
     net(images).square().mean().backward()
 
 
+@hears_prototype_notice
 def test_adaptive_steps_do_wait(no_waiting: None) -> None:
     """The test above can fail."""
     net = ODENet(solver=Dopri5(1e-2, 1e-2)).to("cuda", non_blocking=True)

@@ -59,7 +59,6 @@ def test_own_field_of_the_readme_works() -> None:
     assert not torch.equal(early, late)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.parametrize("told_by", ["MNISTDataModule(", "FakeData("])
 def test_python_of_the_readme_runs(told_by: str, workdir: Path, sample_root: Path) -> None:
     code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if told_by in block)
