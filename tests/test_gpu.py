@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from odenet_lightning import ClassifierModule, ODENet
+from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet
+from odenet_lightning.augment import Deform
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.solvers import RK4, Dopri5, Solver
 from tests.test_module import FewDigits, sgd, trainer_in
@@ -54,3 +56,29 @@ def test_mixed_precision_trains(tmp_path: Path, solver: Solver, precision: str, 
     trainer.fit(module, FewDigits())
     assert set(states) == {torch.float32}
     assert torch.isfinite(trainer.callback_metrics["val/loss"])
+
+
+@pytest.fixture
+def reproducible() -> Iterator[None]:
+    """Take back what Lightning's `deterministic` sets for the whole process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+
+
+@pytest.mark.parametrize("solver", [RK4(num_steps=2), Dopri5(1e-2, 1e-2, first_step="warm")], ids=["fixed", "adaptive"])
+def test_resumed_run_ends_like_an_undisturbed_one(tmp_path: Path, solver: Solver, reproducible: None) -> None:
+    def run(epochs: int, **options: Any) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        module = ClassifierModule(ODENet(solver=solver), schedule="constant")
+        data = MNISTDataModule(source="sample", augment=Deform(elastic=0.7))
+        limits = {"limit_train_batches": 6, "limit_val_batches": 2, "num_sanity_val_steps": 0}
+        trainer = trainer_in(tmp_path, max_epochs=epochs, accelerator="gpu", deterministic=True, **limits)
+        trainer.fit(module, data, **options)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return list(module.parameters())
+
+    whole = run(3)
+    run(1)
+    resumed = run(3, ckpt_path=tmp_path / "1.ckpt")
+    assert all(torch.equal(expected, found) for expected, found in zip(whole, resumed, strict=True))
