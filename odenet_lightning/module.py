@@ -248,7 +248,7 @@ class ClassifierModule(LightningModule):
         """Keep, beside the weights, all that the next step depends on."""
         checkpoint["warm_steps"] = [block.warm_step for block in self.net.ode_blocks]
         if self.trainer.state.fn == "fit":
-            checkpoint["rng"] = self._of_all_processes(rng_state(self.device))
+            checkpoint["rng"] = self._of_all_processes(rng_state(self.trainer.strategy.root_device))
             checkpoint["train_acc"] = {
                 name: self.trainer.strategy.reduce(getattr(self.train_acc, name).clone(), reduce_op="sum")
                 for name in ACCURACY_COUNTS
