@@ -41,12 +41,10 @@ class Shift(Augmentation):
     def __call__(self, images: Tensor) -> Tensor:
         """Return shifted copies."""
         batch, _, height, width = images.shape
-        padded = F.pad(images, (self.pixels,) * 4, value=BACKGROUND).squeeze(1)
-        rows, columns = torch.randint(0, 2 * self.pixels + 1, (2, batch, 1), device=images.device)
-        rows = rows + torch.arange(height, device=images.device)
-        columns = columns + torch.arange(width, device=images.device)
-        index = torch.arange(batch, device=images.device)[:, None, None]
-        return padded[index, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
+        padded = F.pad(images, (self.pixels,) * 4, value=BACKGROUND)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [B, 1, places, places, H, W]
+        rows, columns = torch.randint(0, 2 * self.pixels + 1, (2, batch), device=images.device)
+        return windows[torch.arange(batch, device=images.device), :, rows, columns]
 
 
 class Deform(Augmentation):

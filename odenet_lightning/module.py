@@ -115,8 +115,11 @@ class ClassifierModule(LightningModule):
         logits = full_precision(self.net(images))
         loss = F.cross_entropy(logits, labels)
         accuracy.update(logits.detach(), labels)
-        self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=part != "test", batch_size=len(labels))
         return loss, logits
+
+    def _log_accuracy(self, part: str, accuracy: MulticlassAccuracy) -> None:
+        """Have the accuracy computed at the epoch's end."""
+        self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=part != "test", batch_size=1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss, logged with the learning rate; None for a batch that is skipped."""
@@ -126,8 +129,9 @@ class ClassifierModule(LightningModule):
         except SolverError as error:
             self._skip_or_raise(error)
             return None
-        self.log("train/loss", loss.detach(), prog_bar=True)
         if is_written(self.trainer, self.trainer.global_step + 1):
+            self._log_accuracy("train", self.train_acc)
+            self.log("train/loss", loss.detach(), prog_bar=True)
             if not loss.isfinite():
                 raise DivergenceError(
                     f"the loss is {float(loss.detach())} at step {self.trainer.global_step + 1}: {REMEDY}"
@@ -157,6 +161,7 @@ class ClassifierModule(LightningModule):
         """Log loss and accuracy; return the logits for callbacks."""
         del batch_idx
         loss, logits = self._evaluate(batch, "val", self.val_acc)
+        self._log_accuracy("val", self.val_acc)
         self.val_loss.update(loss, weight=len(logits))
         self.log("val/loss", self.val_loss, batch_size=len(logits))
         return {"logits": logits}
@@ -165,6 +170,7 @@ class ClassifierModule(LightningModule):
         """Log loss and accuracy; return the logits for callbacks."""
         del batch_idx
         loss, logits = self._evaluate(batch, "test", self.test_acc)
+        self._log_accuracy("test", self.test_acc)
         self.test_loss.update(loss, weight=len(logits))
         self.log("test/loss", self.test_loss, batch_size=len(logits))
         return {"logits": logits}
