@@ -1,0 +1,97 @@
+"""An optimiser that torch does not have in this form: Muon for convolutions' kernels, AdamW for all else."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+# of the quintic a x + b x^3 + c x^5 (Jordan et al. 2024): steep at 0, so that small singular values grow fast
+QUINTIC = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """U V^T of a matrix U S V^T, roughly: singular values end between 0.6 and 1.3, those of zeros at zero.
+
+    Five Newton-Schulz iterations, x <- a x + (b x x^T + c (x x^T)^2) x, from x = matrix / |matrix|.
+
+    Args:
+        matrix: `[m, n]`, float32 or float64.
+    """
+    a, b, c = QUINTIC
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
+
+
+class MuonWithAdamW(Optimizer):
+    """Muon for kernels `[O, I, kH, kW]`, seen as matrices `[O, I kH kW]`; AdamW for all other parameters.
+
+    m <- beta1 m + (1 - beta1) g;  w <- (1 - lr weight_decay) w - lr sqrt(max(1, rows / columns)) U V^T,
+    where U S V^T = beta1 m + (1 - beta1) g: a step of the same size in all directions of the matrix, so that
+    those with small gradients are learned as soon as the others. Jordan et al. 2024
+    (https://kellerjordan.github.io/posts/muon/); AdamW: Loshchilov and Hutter 2019 (arXiv:1711.05101).
+
+    `torch.optim.Muon` takes matrices alone, and computes in bfloat16. Not for networks without convolutions,
+    and not for fine-tuning: its steps do not get smaller with the gradient, only with lr.
+
+    Args:
+        params: parameters, of which some must be kernels and some not.
+        lr: rate of the kernels: the size of a step, beside weights of about 1 / sqrt(I kH kW).
+        adamw_lr: rate of the others.
+        betas: memory of gradients, for both; and of their squares, for AdamW.
+        weight_decay: decoupled, for both.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 0.06,
+        adamw_lr: float = 0.02,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0001,
+    ) -> None:
+        params = list(params)
+        kernels = [p for p in params if p.ndim == 4]
+        others = [p for p in params if p.ndim != 4]
+        if not kernels or not others:
+            raise ValueError("MuonWithAdamW is for networks with convolutions and other parameters: use AdamW")
+        if not lr >= 0:
+            raise ValueError(f"lr must not be negative, not {lr!r}")
+        self.adamw = AdamW(others, lr=adamw_lr, betas=betas, weight_decay=weight_decay, fused=True)
+        shared = {"betas": betas, "weight_decay": weight_decay}
+        # schedulers find both rates here, and both betas
+        super().__init__([self.adamw.param_groups[0], {"params": kernels}], {"lr": lr, **shared})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take a step; return the closure's loss, where there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.adamw.param_groups, self.adamw.state = self.param_groups[:1], self.state  # loading replaces them
+        self.adamw.step()
+        group = self.param_groups[1]
+        for kernel in group["params"]:
+            if kernel.grad is not None:
+                self._step_kernel(kernel, group["lr"], group["betas"][0], group["weight_decay"])
+        return loss
+
+    def _step_kernel(self, kernel: Tensor, lr: float, beta: float, weight_decay: float) -> None:
+        gradient = kernel.grad
+        assert gradient is not None
+        state = self.state[kernel]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(kernel)
+        memory = state["momentum_buffer"]
+        memory.lerp_(gradient, 1 - beta)
+        matrix = gradient.lerp(memory, beta).flatten(1)
+        size = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+        kernel.mul_(1 - lr * weight_decay).add_(orthogonalize(matrix).view_as(kernel), alpha=-lr * size)
