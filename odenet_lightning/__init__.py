@@ -4,11 +4,13 @@ from odenet_lightning.block import ODEBlock
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.models import Classifier, ODENet, PaperODENet, PaperResNet, ResNet
 from odenet_lightning.module import ClassifierModule
+from odenet_lightning.optimizers import MuonWithAdamW
 
 __all__ = [
     "Classifier",
     "ClassifierModule",
     "MNISTDataModule",
+    "MuonWithAdamW",
     "ODEBlock",
     "ODENet",
     "PaperODENet",

@@ -1,6 +1,9 @@
 """Every YAML in configs/ runs a batch, and changes something."""
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -39,6 +42,23 @@ def test_config_trains_a_batch(
     assert "best checkpoint" in output
     assert f", {PARAMETERS[path.stem]:,} parameters" in output
     assert yaml.safe_load(path.read_text())
+
+
+def class_paths(tree: Any) -> set[str]:
+    """All class paths in a config, at any depth."""
+    if not isinstance(tree, dict):
+        return set()
+    return {tree[key] for key in tree if key == "class_path"}.union(*map(class_paths, tree.values()))
+
+
+def test_what_configs_name_is_known_to_a_fresh_process() -> None:
+    """So that `test` and `predict` take their checkpoints without the config."""
+    configs = [yaml.safe_load(path.read_text()) for path in CONFIGS]
+    paths = sorted(set().union(*(class_paths(config.get(part)) for config in configs for part in ("model", "data"))))
+    assert "torch.optim.AdamW" in paths
+    ask = "import sys; from odenet_lightning.arguments import is_known_class as known; print(*map(known, sys.argv[1:]))"
+    answer = subprocess.run([sys.executable, "-c", ask, *paths], capture_output=True, text=True, check=True).stdout
+    assert dict(zip(paths, answer.split(), strict=True)) == dict.fromkeys(paths, "True")
 
 
 def test_blog_is_the_posts_recipe(workdir: Path, sample_root: Path) -> None:
