@@ -1,5 +1,6 @@
 """An optimiser that torch does not have in this form: Muon for convolutions' kernels, AdamW for all else."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,8 +34,8 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 class MuonWithAdamW(Optimizer):
     """Muon for kernels `[O, I, kH, kW]`, seen as matrices `[O, I kH kW]`; AdamW for all other parameters.
 
-    m <- beta1 m + (1 - beta1) g;  w <- (1 - lr weight_decay) w - lr sqrt(max(1, rows / columns)) U V^T,
-    where U S V^T = beta1 m + (1 - beta1) g: a step of the same size in all directions of the matrix, so that
+    m <- mu m + (1 - mu) g;  w <- (1 - lr weight_decay) w - lr sqrt(max(1, rows / columns)) U V^T,
+    where U S V^T = mu m + (1 - mu) g, mu the momentum: a step of the same size in all directions of the matrix, so that
     those with small gradients are learned as soon as the others. Jordan et al. 2024
     (https://kellerjordan.github.io/posts/muon/); AdamW: Loshchilov and Hutter 2019 (arXiv:1711.05101).
 
@@ -45,15 +46,17 @@ class MuonWithAdamW(Optimizer):
         params: parameters, of which some must be kernels and some not.
         lr: rate of the kernels: the size of a step, beside weights of about 1 / sqrt(I kH kW).
         adamw_lr: rate of the others.
-        betas: memory of gradients, for both; and of their squares, for AdamW.
+        momentum: the kernels' memory of gradients; schedules leave it alone.
+        betas: the others' memory of gradients and of their squares.
         weight_decay: decoupled, for both.
     """
 
     def __init__(
         self,
         params: Iterable[nn.Parameter],
-        lr: float = 0.06,
+        lr: float = 0.04,
         adamw_lr: float = 0.02,
+        momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0001,
     ) -> None:
@@ -62,12 +65,14 @@ class MuonWithAdamW(Optimizer):
         others = [p for p in params if p.ndim != 4]
         if not kernels or not others:
             raise ValueError("MuonWithAdamW is for networks with convolutions and other parameters: use AdamW")
-        if not lr >= 0:
-            raise ValueError(f"lr must not be negative, not {lr!r}")
+        if not 0 <= lr < math.inf:
+            raise ValueError(f"lr must not be negative, and finite, not {lr!r}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and less than 1, not {momentum!r}")
         self.adamw = AdamW(others, lr=adamw_lr, betas=betas, weight_decay=weight_decay, fused=True)
-        shared = {"betas": betas, "weight_decay": weight_decay}
-        # schedulers find both rates here, and both betas
-        super().__init__([self.adamw.param_groups[0], {"params": kernels}], {"lr": lr, **shared})
+        # schedules find both rates here; one that swings betas expects them in every group
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        super().__init__([self.adamw.param_groups[0], {"params": kernels, "momentum": momentum}], defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -81,17 +86,17 @@ class MuonWithAdamW(Optimizer):
         group = self.param_groups[1]
         for kernel in group["params"]:
             if kernel.grad is not None:
-                self._step_kernel(kernel, group["lr"], group["betas"][0], group["weight_decay"])
+                self._step_kernel(kernel, group["lr"], group["momentum"], group["weight_decay"])
         return loss
 
-    def _step_kernel(self, kernel: Tensor, lr: float, beta: float, weight_decay: float) -> None:
+    def _step_kernel(self, kernel: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
         gradient = kernel.grad
         assert gradient is not None
         state = self.state[kernel]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(kernel)
         memory = state["momentum_buffer"]
-        memory.lerp_(gradient, 1 - beta)
-        matrix = gradient.lerp(memory, beta).flatten(1)
+        memory.lerp_(gradient, 1 - momentum)
+        matrix = gradient.lerp(memory, momentum).flatten(1)
         size = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
         kernel.mul_(1 - lr * weight_decay).add_(orthogonalize(matrix).view_as(kernel), alpha=-lr * size)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -60,7 +62,7 @@ def test_what_is_no_kernel_is_trained_by_adamw() -> None:
 def test_kernels_follow_the_equation(shape: tuple[int, ...]) -> None:
     kernel, bias = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.zeros(2))
     lr, beta, decay = 0.1, 0.7, 0.5
-    optimizer = MuonWithAdamW([kernel, bias], lr=lr, betas=(beta, 0.99), weight_decay=decay)
+    optimizer = MuonWithAdamW([kernel, bias], lr=lr, momentum=beta, weight_decay=decay)
     expected, memory = kernel.detach().clone(), torch.zeros(shape)
     rows, columns = shape[0], shape[1] * shape[2] * shape[3]
     for seed in range(3):
@@ -91,14 +93,15 @@ def test_goes_on_from_its_state_as_if_nothing_had_been() -> None:
         assert torch.equal(p, q)
 
 
-def test_one_cycle_moves_both_rates_and_betas() -> None:
+def test_one_cycle_moves_both_rates_and_adamws_beta() -> None:
     optimizer = MuonWithAdamW(make_net().parameters(), lr=0.06, adamw_lr=0.02)
     scheduler = OneCycleLR(optimizer, [0.02, 0.06], total_steps=10, pct_start=0.5)
     for _ in range(4):
         optimizer.step()
         scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.06])
-    assert [group["betas"][0] for group in optimizer.param_groups] == pytest.approx([0.85, 0.85])
+    assert optimizer.adamw.param_groups[0]["betas"][0] == pytest.approx(0.85)
+    assert optimizer.param_groups[1]["momentum"] == 0.95
 
 
 def test_learns_by_closure() -> None:
@@ -123,6 +126,7 @@ def test_networks_without_both_kinds_are_refused(net: nn.Module) -> None:
         MuonWithAdamW(net.parameters())
 
 
-def test_negative_rate_is_refused() -> None:
-    with pytest.raises(ValueError, match="lr"):
-        MuonWithAdamW(make_net().parameters(), lr=-1.0)
+@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"momentum": 1.0}, {"adamw_lr": -1.0}], ids=str)
+def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"lr|momentum|learning rate"):
+        MuonWithAdamW(make_net().parameters(), **wrong)
