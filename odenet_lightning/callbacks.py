@@ -118,7 +118,7 @@ class EvaluationCounts(Callback):
         backward = [record.backward.evaluations for record in records if record.backward is not None]
         if backward:
             self.backward.append(sum(backward))
-        if not is_written(trainer, trainer.global_step):
+        if not is_written(trainer):
             return
         pl_module.log("nfe/forward", sum(self.forward) / len(self.forward), prog_bar=True)
         if self.backward:
@@ -137,7 +137,7 @@ class EvaluationCounts(Callback):
         self.exceeded = self.exceeded or evaluations > self.budget
         # every process must end together, whichever of them has the hard batch; asking at every step costs several
         # processes some of their speed
-        if trainer.world_size > 1 and not is_written(trainer, trainer.global_step):
+        if trainer.world_size > 1 and not is_written(trainer):
             return
         if trainer.strategy.reduce_boolean_decision(self.exceeded, all=False):
             rank_zero_warn(
@@ -258,7 +258,7 @@ class Throughput(Callback):
     ) -> None:
         """Log the rate since it was last written."""
         self.images += len(batch[0]) * trainer.world_size
-        if is_written(trainer, trainer.global_step):
+        if is_written(trainer):
             seconds = time.perf_counter() - self.started - self.idle
             pl_module.log("perf/images_per_second", self.images / seconds)
             self._restart()

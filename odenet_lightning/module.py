@@ -48,13 +48,15 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-def is_written(trainer: Trainer, step: int) -> bool:
-    """Whether scalars are written after this optimiser step, counted from 1, or the epoch ends with it.
+def is_written(trainer: Trainer) -> bool:
+    """Whether scalars are written after this training step, or the epoch or the run ends with it.
 
     Each scalar logged costs a tenth of a millisecond, so they are logged only then.
     """
     every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-    return trainer.is_last_batch or (every > 0 and step % every == 0)
+    # Lightning's own count for loggers: unlike `global_step`, it goes on where a batch is skipped
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+    return trainer.is_last_batch or step == trainer.max_steps or (every > 0 and step % every == 0)
 
 
 class ClassifierModule(LightningModule):
@@ -129,7 +131,7 @@ class ClassifierModule(LightningModule):
         except SolverError as error:
             self._skip_or_raise(error)
             return None
-        if is_written(self.trainer, self.trainer.global_step + 1):
+        if is_written(self.trainer):
             self._log_accuracy("train", self.train_acc)
             self.log("train/loss", loss.detach(), prog_bar=True)
             if not loss.isfinite():

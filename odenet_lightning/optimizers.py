@@ -61,18 +61,33 @@ class MuonWithAdamW(Optimizer):
         weight_decay: float = 0.0001,
     ) -> None:
         params = list(params)
+        if not all(isinstance(p, Tensor) for p in params):
+            raise TypeError("MuonWithAdamW takes parameters, not groups or pairs of names and parameters")
         kernels = [p for p in params if p.ndim == 4]
         others = [p for p in params if p.ndim != 4]
         if not kernels or not others:
             raise ValueError("MuonWithAdamW is for networks with convolutions and other parameters: use AdamW")
-        if not 0 <= lr < math.inf:
-            raise ValueError(f"lr must not be negative, and finite, not {lr!r}")
+        for name, value in (("lr", lr), ("adamw_lr", adamw_lr), ("weight_decay", weight_decay)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must not be negative, and finite, not {value!r}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be at least 0 and less than 1, not {momentum!r}")
         self.adamw = AdamW(others, lr=adamw_lr, betas=betas, weight_decay=weight_decay, fused=True)
         # schedules find both rates here; one that swings betas expects them in every group
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
         super().__init__([self.adamw.param_groups[0], {"params": kernels, "momentum": momentum}], defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse a third group: which of the two rules were it to follow?"""
+        if len(self.param_groups) == 2:
+            raise NotImplementedError("MuonWithAdamW takes all its parameters at the start")
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy: torch copies groups and state alone."""
+        super().__setstate__(state)
+        if "adamw" not in self.__dict__:
+            self.adamw = AdamW(self.param_groups[0]["params"], fused=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -85,7 +86,7 @@ def test_nfe_is_the_average_of_the_steps_since_it_was_last_written(tmp_path: Pat
         def on_train_batch_end(
             self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
         ) -> None:
-            if is_written(trainer, trainer.global_step):
+            if is_written(trainer):
                 written.append(float(trainer.callback_metrics["nfe/forward"]))
 
     (block,) = module.net.ode_blocks
@@ -120,6 +121,27 @@ def test_skipped_batches_leave_the_weights_and_are_counted(tmp_path: Path) -> No
     assert module.skipped == 2
     assert weights[0] == weights[1] == weights[2] != weights[3]
     assert trainer.callback_metrics["solver/skipped"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None.*")
+def test_scalars_go_on_after_a_skipped_batch(tmp_path: Path) -> None:
+    field = FailsSometimes({0})
+    module = numbered(
+        ClassifierModule(ODENet(2, solver=Bosh3(0.1, 0.1), field=field), sgd(0.01), "constant", on_solver_error="skip"),
+        field,
+    )
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    options = {"max_epochs": 1, "log_every_n_steps": 2, "limit_val_batches": 0, "callbacks": [EvaluationCounts()]}
+    trainer_in(tmp_path, logger=logger, **options).fit(module, FewDigits(batches=6))
+    events = EventAccumulator(logger.log_dir).Reload()
+    for name in ("train/loss", "lr", "nfe/forward"):
+        assert [event.step for event in events.Scalars(name)] == [1, 3, 5]
+
+
+def test_the_last_step_of_a_run_is_logged(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, max_steps=3, callbacks=[EvaluationCounts()])
+    trainer.fit(ClassifierModule(ODENet(2), sgd(0.01), "constant"), FewDigits())
+    assert {"train/loss", "train/acc", "nfe/forward"} <= set(trainer.callback_metrics)
 
 
 @pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None.*")

@@ -1,3 +1,5 @@
+import copy
+from math import inf
 from typing import Any
 
 import pytest
@@ -126,7 +128,27 @@ def test_networks_without_both_kinds_are_refused(net: nn.Module) -> None:
         MuonWithAdamW(net.parameters())
 
 
-@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"momentum": 1.0}, {"adamw_lr": -1.0}], ids=str)
+def test_a_copy_steps_like_the_original() -> None:
+    net = make_net()
+    optimizer = MuonWithAdamW(net.parameters())
+    gradients(net, 0)
+    optimizer.step()
+    twin, copied = copy.deepcopy((net, optimizer))
+    for each, stepper in ((net, optimizer), (twin, copied)):
+        gradients(each, 1)
+        stepper.step()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), twin.parameters(), strict=True))
+
+
+def test_what_would_be_left_out_is_refused() -> None:
+    net = make_net()
+    with pytest.raises(TypeError, match="not groups"):
+        MuonWithAdamW([{"params": list(net.parameters())}])  # type: ignore[list-item]
+    with pytest.raises(NotImplementedError, match="at the start"):
+        MuonWithAdamW(net.parameters()).add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"momentum": 1.0}, {"adamw_lr": -1.0}, {"weight_decay": inf}], ids=str)
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"lr|momentum|learning rate"):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
         MuonWithAdamW(make_net().parameters(), **wrong)
