@@ -111,8 +111,8 @@ class ClassifierModule(LightningModule):
         """Return the logits."""
         return self.net(x)
 
-    def _evaluate(self, batch: Batch, part: str, accuracy: MulticlassAccuracy) -> tuple[Tensor, Tensor]:
-        """Loss and logits of a batch, the accuracy logged."""
+    def _evaluate(self, batch: Batch, accuracy: MulticlassAccuracy) -> tuple[Tensor, Tensor]:
+        """Loss and logits of a batch, its right answers counted."""
         images, labels = batch
         logits = full_precision(self.net(images))
         loss = F.cross_entropy(logits, labels)
@@ -120,14 +120,14 @@ class ClassifierModule(LightningModule):
         return loss, logits
 
     def _log_accuracy(self, part: str, accuracy: MulticlassAccuracy) -> None:
-        """Have the accuracy computed at the epoch's end."""
+        """Have the accuracy computed at the epoch's end; it counts its images itself, whatever `batch_size` says."""
         self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=part != "test", batch_size=1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss, logged with the learning rate; None for a batch that is skipped."""
         del batch_idx
         try:
-            loss, _ = self._evaluate(batch, "train", self.train_acc)
+            loss, _ = self._evaluate(batch, self.train_acc)
         except SolverError as error:
             self._skip_or_raise(error)
             return None
@@ -162,7 +162,7 @@ class ClassifierModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log loss and accuracy; return the logits for callbacks."""
         del batch_idx
-        loss, logits = self._evaluate(batch, "val", self.val_acc)
+        loss, logits = self._evaluate(batch, self.val_acc)
         self._log_accuracy("val", self.val_acc)
         self.val_loss.update(loss, weight=len(logits))
         self.log("val/loss", self.val_loss, batch_size=len(logits))
@@ -171,7 +171,7 @@ class ClassifierModule(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log loss and accuracy; return the logits for callbacks."""
         del batch_idx
-        loss, logits = self._evaluate(batch, "test", self.test_acc)
+        loss, logits = self._evaluate(batch, self.test_acc)
         self._log_accuracy("test", self.test_acc)
         self.test_loss.update(loss, weight=len(logits))
         self.log("test/loss", self.test_loss, batch_size=len(logits))
