@@ -120,7 +120,7 @@ class ClassifierModule(LightningModule):
         return loss, logits
 
     def _log_accuracy(self, part: str, accuracy: MulticlassAccuracy) -> None:
-        """Have the accuracy computed at the epoch's end; it counts its images itself, whatever `batch_size` says."""
+        """Have the accuracy computed at the epoch's end, from its own counts."""
         self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=part != "test", batch_size=1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:

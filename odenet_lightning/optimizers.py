@@ -14,8 +14,9 @@ ITERATIONS = 5
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix U S V^T, roughly: singular values end between 0.6 and 1.3, or lower where they are far below the largest.
+    """U V^T of a matrix U S V^T, roughly.
 
+    Singular values end between 0.6 and 1.3, or lower where they are far below the largest.
     Five Newton-Schulz iterations, x <- a x + (b x x^T + c (x x^T)^2) x, from x = matrix / |matrix|.
 
     Args:
