@@ -26,7 +26,7 @@ class Field(nn.Module, ABC):
 
     Subclass it, implement `forward`, and name the class in a config (`model.net.init_args.field`).
     Do not count, log or cache in a field: solvers call it a varying number of times, and gradient
-    methods call it again on the way back.
+    methods call it again in the backward pass.
     """
 
     @abstractmethod
@@ -46,7 +46,7 @@ class SameConv(torch.autograd.Function):
     """A 3 x 3 convolution with padding 1 whose derivative by its input is computed as another convolution.
 
     dL/dx = dL/dy convolved with the kernel turned by 180 degrees, its channels swapped. That is what the derivative
-    is, but oneDNN's own way to it takes four times as long for few channels on the CPU.
+    is, but oneDNN's own way of computing it takes four times as long for few channels on the CPU.
     """
 
     generate_vmap_rule = True
@@ -58,9 +58,19 @@ class SameConv(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        """Keep what the way back needs."""
+        """Keep what the backward pass and forward mode need."""
         del output
         ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        """Return the derivative along a direction of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        by_x, by_weight, by_bias = tangents
+        total = x.new_zeros(1, len(weight), 1, 1) if by_bias is None else by_bias.reshape(1, -1, 1, 1)
+        total = total if by_x is None else total + F.conv2d(by_x, weight, padding=1)
+        return total if by_weight is None else total + F.conv2d(x, by_weight, padding=1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -78,8 +88,8 @@ class SameConv(torch.autograd.Function):
 class Conv(nn.Conv2d):
     """A 3 x 3 convolution with padding 1, from `[B, C, H, W]` to the same shape.
 
-    `nn.Conv2d`'s numbers and parameters, with a faster way back on the CPU (`SameConv`). Not worth it for many channels
-    or in channels-last memory, and not for forward-mode differentiation.
+    `nn.Conv2d`'s numbers and parameters, with a faster backward pass on the CPU (`SameConv`). Not worth it for many channels
+    or in channels-last memory.
 
     Args:
         channels: C, at least 1.

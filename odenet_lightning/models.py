@@ -1,13 +1,12 @@
 """Image classifiers: stem -> trunk -> head. The networks differ in the trunk only."""
 
 from abc import ABC, abstractmethod
-from copy import copy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from odenet_lightning.block import ODEBlock
+from odenet_lightning.block import ODEBlock, ode_blocks
 from odenet_lightning.fields import BottleneckField, ConvField, Field, TimeBiasField, TimeConvField, group_count
 from odenet_lightning.gradients import Backprop, Gradient
 from odenet_lightning.solvers import MAX_NFE, Dopri5, Midpoint, Solver
@@ -62,7 +61,7 @@ class Classifier(nn.Module, ABC):
     @property
     def ode_blocks(self) -> list[ODEBlock]:
         """The network's ODE blocks, in order."""
-        return [m for m in self.modules() if isinstance(m, ODEBlock)]
+        return ode_blocks(self)
 
 
 class OneBlock(Classifier):
@@ -393,8 +392,7 @@ class PyramidODENet(Classifier):
         self.stem = PyramidStem(hidden, first)
         self.first = ODEBlock(TimeBiasField(first), solver, gradient, max_nfe)
         self.transition = Transition(first, second)
-        # a solver of its own, since one that is compiled is compiled for one field
-        self.second = ODEBlock(TimeBiasField(second), copy(solver), gradient, max_nfe)
+        self.second = ODEBlock(TimeBiasField(second), solver, gradient, max_nfe)
         self.head = PositionHead(second)
         # with channels last in memory, these convolutions and norms take half the time on a CPU
         self.to(memory_format=torch.channels_last)

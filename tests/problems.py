@@ -12,7 +12,7 @@ from odenet_lightning.fields import ConvField
 
 
 @dataclass(frozen=True)
-class Problem:
+class ExactProblem:
     """dy/dt = field(t, y), y(t0) = y0 over [t0, t1], with the closed form y(t) = exact(t); all float64."""
 
     field: nn.Module
@@ -67,40 +67,40 @@ class Logistic(nn.Module):
         return self.rate * y * (1 - y / self.capacity)
 
 
-def decay(rate: float = 1.3) -> Problem:
+def decay(rate: float = 1.3) -> ExactProblem:
     """Exponential decay, y = exp(-rate t) y0, on a state of three axes."""
     y0 = torch.linspace(-1.0, 2.0, 12, dtype=torch.float64).reshape(2, 3, 2)
-    return Problem(Decay(rate), y0, 0.0, 2.0, lambda t: math.exp(-rate * t) * y0)
+    return ExactProblem(Decay(rate), y0, 0.0, 2.0, lambda t: math.exp(-rate * t) * y0)
 
 
-def oscillator(damping: float = 0.0) -> Problem:
+def oscillator(damping: float = 0.0) -> ExactProblem:
     """An oscillator, x'' + damping x' + 4 x = 0, as a linear system of (x, x') for two starts; y = exp(A t) y0."""
     matrix = [[0.0, 1.0], [-4.0, -damping]]
     a = torch.tensor(matrix, dtype=torch.float64)
     y0 = torch.tensor([[1.0, 0.0], [-0.5, 1.0]], dtype=torch.float64)
-    return Problem(Linear(matrix), y0, 0.0, 1.5, lambda t: y0 @ torch.linalg.matrix_exp(a * t).T)
+    return ExactProblem(Linear(matrix), y0, 0.0, 1.5, lambda t: y0 @ torch.linalg.matrix_exp(a * t).T)
 
 
-def damped() -> Problem:
+def damped() -> ExactProblem:
     """The oscillator with friction."""
     return oscillator(damping=0.7)
 
 
-def swing(strength: float = 2.0) -> Problem:
+def swing(strength: float = 2.0) -> ExactProblem:
     """y = y0 exp(strength (sin t - sin t0)), not starting at 0, where a wrong time would not show as well."""
     y0, t0 = torch.tensor([1.0, -0.4], dtype=torch.float64), 0.3
-    return Problem(Swing(strength), y0, t0, 3.0, lambda t: y0 * math.exp(strength * (math.sin(t) - math.sin(t0))))
+    return ExactProblem(Swing(strength), y0, t0, 3.0, lambda t: y0 * math.exp(strength * (math.sin(t) - math.sin(t0))))
 
 
-def logistic(rate: float = 3.0, capacity: float = 1.5) -> Problem:
+def logistic(rate: float = 3.0, capacity: float = 1.5) -> ExactProblem:
     """y = capacity / (1 + (capacity / y0 - 1) exp(-rate t)), on a state without axes."""
     y0 = torch.tensor(0.1, dtype=torch.float64)
-    return Problem(
+    return ExactProblem(
         Logistic(rate, capacity), y0, 0.0, 1.0, lambda t: capacity / (1 + (capacity / y0 - 1) * math.exp(-rate * t))
     )
 
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {
+PROBLEMS: dict[str, Callable[[], ExactProblem]] = {
     "decay": decay,
     "oscillator": oscillator,
     "damped": damped,

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from odenet_lightning.block import ODEBlock
+from odenet_lightning.block import ODEBlock, recorded_solves
 from odenet_lightning.fields import ConvField
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.models import ODENet
-from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Midpoint, Solver, SolverError, TorchDiffEq, Tsit5
+from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Midpoint, Problem, Solver, SolverError, TorchDiffEq, Tsit5
 from tests.problems import conv_problem, count_calls, relative_error
 
 GRADIENTS = [Backprop(), Checkpoint(), Adjoint()]
@@ -73,7 +73,8 @@ def test_state_is_single_precision_at_least(given: torch.dtype, returned: torch.
 def test_block_used_twice_in_one_forward_sums_its_gradients(gradient: Gradient) -> None:
     """The same as two blocks that share the field, or as a field of two names."""
     block, y0 = make_block(RK4(num_steps=8), gradient)
-    block(block(y0)).square().mean().backward()
+    with recorded_solves(block) as solves:
+        block(block(y0)).square().mean().backward()
     together = [p.grad for p in block.parameters()]
     first, second = conv_problem(batch=2)[0], conv_problem(batch=2)[0]
     y1 = ODEBlock(first, RK4(num_steps=8), Backprop())(y0)
@@ -86,16 +87,16 @@ def test_block_used_twice_in_one_forward_sums_its_gradients(gradient: Gradient) 
         # the bias in front of the norm has no gradient but rounding; the adjoint has its own error
         slack = 5e-3 if isinstance(gradient, Adjoint) else 1e-4
         torch.testing.assert_close(grad, one + two, rtol=slack, atol=slack * 0.1)
-    assert len(block.solves) == 2
+    assert len(solves) == 2
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS, ids=lambda gradient: type(gradient).__name__)
 def test_no_grad(gradient: Gradient) -> None:
     block, y0 = make_block(Dopri5(1e-3, 1e-3), gradient)
-    with torch.no_grad():
+    with torch.no_grad(), recorded_solves(block) as solves:
         y1 = block(y0)
     assert not y1.requires_grad
-    assert block.solves[-1].backward is None
+    assert solves[-1].backward is None
     assert torch.equal(y1, block(y0))
 
 
@@ -135,28 +136,28 @@ def test_repr_tells_solver_and_gradient() -> None:
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS, ids=lambda gradient: type(gradient).__name__)
-def test_solves_are_recorded_and_forgotten(gradient: Gradient) -> None:
+def test_listeners_are_told_of_each_solve(gradient: Gradient) -> None:
     block, y0 = make_block(Dopri5(0.1, 0.1), gradient)
-    with count_calls(block.field) as calls:
+    with recorded_solves(block) as solves, count_calls(block.field) as calls:
         y1 = block(y0)
         there = calls.count
         y1.square().mean().backward()
         back = calls.count - there
-    (record,) = block.solves
-    assert record.forward.evaluations == there == 14
-    assert (record.backward.evaluations if record.backward else 0) == back
+        (stats,) = solves
+        assert stats.evaluations == there == 14
+        assert (stats.backward.evaluations if stats.backward else 0) == back
+        block(y0)
     block(y0)
-    assert len(block.solves) == 2
-    block.forget_solves()
-    assert block.solves == []
+    assert len(solves) == 2, "nobody listens any more"
 
 
-def test_record_of_solves_is_bounded_to_the_last() -> None:
-    block = ODEBlock(Decay(), Dopri5(1e-4, 1e-4), Backprop())
-    for i in range(70):
-        block.solver = Midpoint(num_steps=i + 1)
+def test_a_copy_of_a_block_has_no_listeners() -> None:
+    block = ODEBlock(Decay(), Midpoint(num_steps=1), Backprop())
+    with recorded_solves(block) as solves:
+        copy.deepcopy(block)(torch.ones(1))
+        assert solves == []
         block(torch.ones(1))
-    assert [record.forward.accepted for record in block.solves] == list(range(7, 71))
+    assert len(solves) == 1
 
 
 def test_warm_step_is_learned_in_training_and_frozen_in_evaluation() -> None:
@@ -166,21 +167,23 @@ def test_warm_step_is_learned_in_training_and_frozen_in_evaluation() -> None:
     block(y0)
     assert block.warm_step is None
     block.train()
-    block(y0)
-    learned = block.warm_step
-    assert learned == block.solves[-1].forward.next_step
-    assert learned is not None
-    block.eval()
-    block(300 * y0)
+    with recorded_solves(block) as solves:
+        block(y0)
+        learned = block.warm_step
+        assert learned == solves[-1].next_step
+        assert learned is not None
+        block.eval()
+        block(300 * y0)
     assert block.warm_step == learned
-    assert block.solves[-1].forward.next_step != learned  # it would have been another
+    assert solves[-1].next_step != learned  # it would have been another
 
 
 def test_warm_step_saves_evaluations() -> None:
     block, y0 = make_block(Dopri5(0.1, 0.1, first_step="warm"))
-    for _ in range(3):
-        block(y0)
-    assert [record.forward.evaluations for record in block.solves] == [14, 7, 7]
+    with recorded_solves(block) as solves:
+        for _ in range(3):
+            block(y0)
+    assert [stats.evaluations for stats in solves] == [14, 7, 7]
 
 
 def test_solver_without_a_controller_learns_no_step() -> None:
@@ -193,12 +196,11 @@ def test_evaluation_does_not_depend_on_what_was_evaluated_before() -> None:
     block, y0 = make_block(Dopri5(1e-3, 1e-3, first_step="warm"))
     block(y0)
     block.eval()
-    with torch.no_grad():
+    with torch.no_grad(), recorded_solves(block) as stats:
         alone = block(y0)
         for scale in (30.0, 0.01, -5.0):
             block(scale * y0)
         assert torch.equal(block(y0), alone)
-    stats = [record.forward for record in block.solves[1:]]
     assert stats[-1] == stats[0]
     assert len({s.evaluations for s in stats}) > 1  # the others were other solves
 
@@ -226,15 +228,16 @@ def test_trajectory_is_the_forward_s(solver: Solver) -> None:
     block, y0 = make_block(solver)
     block(y0)  # so that a warm solver has a step to start with
     y1 = block(y0)
-    warm_step, solves = block.warm_step, list(block.solves)
-    states = block.trajectory(y0)
+    warm_step = block.warm_step
+    with recorded_solves(block) as solves:
+        states = block.trajectory(y0)
     assert states.shape == (5, *y0.shape)
     assert not states.requires_grad
     assert torch.equal(states[0], y0)
     assert relative_error(states[-1], y1) < 1e-5
-    assert (block.warm_step, block.solves) == (warm_step, solves)
+    assert (block.warm_step, solves) == (warm_step, [])
     # in between it follows the solution: half the way by two halves
-    middle = Dopri5(1e-6, 1e-6).solve(block.field, y0, 0.0, 0.5).y
+    middle = Dopri5(1e-6, 1e-6).solve(Problem(block.field, y0, 0.0, 0.5)).y
     assert relative_error(states[2], middle) < 0.1
 
 
@@ -296,14 +299,15 @@ def test_whole_network_is_compiled_once(
     compiled(x).square().mean().backward()
     graphs = graphs_compiled()
     assert graphs > 0
-    for scale, tolerance in ((1.0, 1e-2), (20.0, 1e-3), (1.0, 1e-5)):
-        net.block.solver = Dopri5(tolerance, tolerance, first_step="warm")
-        warm_step = net.block.warm_step
-        logits = compiled(scale * x)
-        logits.square().mean().backward()
-        net.block.warm_step = warm_step
-        torch.testing.assert_close(logits, net(scale * x), rtol=1e-4, atol=1e-4)
-    assert len({record.forward.evaluations for record in net.block.solves}) > 2
+    with recorded_solves(net) as solves:
+        for scale, tolerance in ((1.0, 1e-2), (20.0, 1e-3), (1.0, 1e-5)):
+            net.block.solver = Dopri5(tolerance, tolerance, first_step="warm")
+            warm_step = net.block.warm_step
+            logits = compiled(scale * x)
+            logits.square().mean().backward()
+            net.block.warm_step = warm_step
+            torch.testing.assert_close(logits, net(scale * x), rtol=1e-4, atol=1e-4)
+    assert len({stats.evaluations for stats in solves}) > 2
     assert graphs_compiled() == graphs
     assert list(net.state_dict()) == keys
 
@@ -335,7 +339,7 @@ def test_compiled_solve_is_the_same_solve(
     block, y0 = make_block(copy.copy(solver), gradient)
     plain = make_block(solver, gradient)[0]
     keys = list(block.state_dict())
-    block.compile_solve()
+    block.compile_field()
     block(y0).square().mean().backward()
     block(y0).square().mean().backward()
     graphs = graphs_compiled()
@@ -345,20 +349,19 @@ def test_compiled_solve_is_the_same_solve(
         plain.zero_grad()
         plain.warm_step = block.warm_step
         convolutions[0] = 0
-        y1, truth = block(scale * y0), plain(scale * y0)
+        with recorded_solves(block) as solves, recorded_solves(plain) as plain_solves:
+            y1, truth = block(scale * y0), plain(scale * y0)
         y1.square().mean().backward()
         truth.square().mean().backward()
         torch.testing.assert_close(y1, truth, rtol=1e-4, atol=1e-5)
         for param, true in zip(block.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(param.grad, true.grad, rtol=1e-2, atol=1e-4)
-        record, expected = block.solves[-1], plain.solves[-1]
-        assert record.backward == expected.backward
-        assert record.forward.evaluations == expected.forward.evaluations
-        assert record.forward.last_step == pytest.approx(expected.forward.last_step, rel=1e-3)
-        back = 0 if record.backward is None else record.backward.evaluations
-        # the way back may be compiled or not, the steps there are
-        there = record.forward.evaluations
-        assert there - guess <= convolutions[0] <= there + back
+        (stats,), (expected,) = solves, plain_solves
+        assert stats.backward == expected.backward
+        assert stats.evaluations == expected.evaluations
+        assert stats.last_step == pytest.approx(expected.last_step, rel=1e-3)
+        back = 0 if stats.backward is None else stats.backward.evaluations
+        assert convolutions[0] == stats.evaluations + back
     assert graphs_compiled() == graphs
     assert list(block.state_dict()) == keys
     assert torch.equal(block.trajectory(y0)[0], y0)
@@ -367,7 +370,7 @@ def test_compiled_solve_is_the_same_solve(
 def test_compiled_block_can_be_pickled() -> None:
     """As processes that start others do; what was compiled is left behind."""
     block = ODEBlock(ConvField(2), RK4(num_steps=2), Backprop())
-    block.compile_solve()
+    block.compile_field()
     again = pickle.loads(pickle.dumps(block))
     y = torch.rand(2, 2, 5, 5)
     torch.testing.assert_close(again(y), ODEBlock(block.field, RK4(num_steps=2), Backprop())(y))

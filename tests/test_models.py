@@ -178,9 +178,9 @@ def post_head(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize(
     ("solver", "gradient"),
     [
-        (TorchDiffEq("dopri5", 0.1, 0.1), Adjoint()),
+        (TorchDiffEq("dopri5", 0.1, 0.1), Adjoint(normalise=False)),
         # this project's own solver makes the same choices, and the same numbers to rounding
-        (Dopri5(0.1, 0.1), Adjoint()),
+        (Dopri5(0.1, 0.1), Adjoint(normalise=False)),
     ],
     ids=["TorchDiffEq", "Dopri5"],
 )
@@ -298,7 +298,6 @@ def test_pyramid_net_is_small_and_its_memory_is_channels_last() -> None:
     assert net(x).shape == (3, 10)
     assert [tuple(y.shape[1:]) for y in inputs] == shapes
     assert all(y.is_contiguous(memory_format=torch.channels_last) for y in inputs)
-    assert net.first.solver is not net.second.solver
     with pytest.raises(ValueError, match="channels must be a whole number"):
         PyramidODENet(channels=(16, 0))
 

@@ -154,7 +154,7 @@ class Paper(Study):
         if self.solved is None:
             reference = Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE)
             with torch.no_grad():
-                self.solved = reference.solve(net.block.field.double(), y0.detach().double()).y
+                self.solved = reference.solve(Problem(net.block.field.double(), y0.detach().double())).y
         return {
             "nfe_forward": record.forward.evaluations,
             "nfe_backward": record.backward.evaluations if record.backward else 0,

@@ -100,7 +100,7 @@ class Solvers(TrainedBefore):
             # the y(0) of a second block depends on how the first one was solved
             if known is None or not torch.equal(known[0], start):
                 solver = Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE)
-                known = (start, solver.solve(copy.deepcopy(block.field).double(), start.double()).y)
+                known = (start, solver.solve(Problem(copy.deepcopy(block.field).double(), start.double())).y)
                 self.references[name, index] = known
             errors.append(float(rms_norm(end.double() - known[1]) / rms_norm(known[1])))
         return max(errors)

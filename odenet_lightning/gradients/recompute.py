@@ -1,0 +1,171 @@
+"""The field as the forward pass saw it, to be evaluated alike in the backward pass.
+
+`Checkpoint` and `Adjoint` evaluate the field again. What it depends on beside t, y and its parameters must then be
+the same: the tensors that stood for its parameters, its buffers, random numbers and autocast. What cannot be seen
+from the field (tensors that are no parameters of it) is refused.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from odenet_lightning.solvers import BackwardStats, FieldError, VectorField
+from odenet_lightning.solvers.base import evaluate, name_of
+
+
+def tensors_of(field: VectorField) -> dict[str, Tensor]:
+    """The field's parameters by name, a shared one under each of its names; none of a plain function."""
+    return dict(field.named_parameters(remove_duplicate=False)) if isinstance(field, nn.Module) else {}
+
+
+def inputs_of(field: VectorField) -> tuple[Tensor, ...]:
+    """The field's parameters without repetition, for `torch.autograd.Function.apply`."""
+    return tuple(field.parameters()) if isinstance(field, nn.Module) else ()
+
+
+def buffers_of(field: VectorField) -> dict[str, Tensor]:
+    """Copies of the field's buffers: a norm's running statistics change in place, and without being counted."""
+    if not isinstance(field, nn.Module):
+        return {}
+    return {name: buffer.clone() for name, buffer in field.named_buffers(remove_duplicate=False)}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an evaluation depends on beside t, y and the parameters: random numbers and buffers."""
+
+    random: Tensor
+    device_random: tuple[list[int], list[Tensor]]
+    buffers: dict[str, Tensor]
+
+    @staticmethod
+    def of(field: VectorField, y: Tensor) -> "Surroundings":
+        """As they are now."""
+        devices, states = get_device_states(y)
+        return Surroundings(torch.get_rng_state(), (list(devices), list(states)), buffers_of(field))
+
+    def set_random(self) -> None:
+        """Have random numbers continue from here."""
+        torch.set_rng_state(self.random)
+        set_device_states(*self.device_random)
+
+
+class Recomputation:
+    """A field for the backward pass: the forward pass's tensors in it, its buffers left alone, its calls counted.
+
+    Args:
+        field: f(t, y).
+        y0: the forward pass's first state.
+
+    Attributes:
+        stats: filled in by the calls.
+    """
+
+    def __init__(self, field: VectorField, y0: Tensor) -> None:
+        self.field, self.stats = field, BackwardStats()
+        self.__qualname__ = name_of(field)  # what errors call it
+        inputs = inputs_of(field)
+        self.places = {name: next(i for i, q in enumerate(inputs) if p is q) for name, p in tensors_of(field).items()}
+        self.device_type = y0.device.type
+        self.autocast = torch.is_autocast_enabled(self.device_type)
+        self.autocast_dtype = torch.get_autocast_dtype(self.device_type)
+        self.substitutes: dict[str, Tensor] = {}
+        self.checked = False
+
+    def tensors(self, saved: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What to differentiate by, given the saved parameters; others than the module's own are put in its place.
+
+        They are others under `torch.func.functional_call` and where hooks for saved tensors have moved them.
+        """
+        now = tensors_of(self.field)
+        if all(now[name] is saved[place] for name, place in self.places.items()):
+            return saved
+        given = [p.detach().requires_grad_(p.requires_grad) for p in saved]
+        self.substitutes = {name: given[place] for name, place in self.places.items()}
+        return given
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """f(t, y), counted."""
+        self.stats.evaluations += 1
+        if self.substitutes and isinstance(self.field, nn.Module):
+            return functional_call(self.field, self.substitutes, (t, y), tie_weights=False)
+        return self.field(t, y)
+
+    @contextmanager
+    def as_in_forward(self, buffers: dict[str, Tensor]) -> Iterator[None]:
+        """Evaluate under the forward pass's autocast, with gradients, on copies of its buffers.
+
+        Without autocast's cache of cast weights, which would outlive its graph.
+        """
+        if buffers:
+            self.substitutes = {**self.substitutes, **{name: buffer.clone() for name, buffer in buffers.items()}}
+        if not self.autocast and not torch.is_autocast_enabled(self.device_type):
+            with torch.enable_grad():
+                yield
+            return
+        with (
+            torch.enable_grad(),
+            torch.autocast(self.device_type, self.autocast_dtype, enabled=self.autocast, cache_enabled=False),
+        ):
+            yield
+
+    def check_leaves(self, output: Tensor, known: Sequence[Tensor]) -> None:
+        """Once: refuse a result that depends on tensors with gradients that are not among the known ones.
+
+        Raises:
+            FieldError: with the shape of one.
+        """
+        if not self.checked:
+            self.checked = True
+            refuse_unknown_leaves(self.field, output, known)
+
+
+def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Tensor]) -> None:
+    """Refuse a field that reaches a tensor which wants a gradient and is no parameter of it.
+
+    Raises:
+        FieldError: `tensor` is the one that would have got no gradient.
+    """
+    seen, waiting = set(), [output.grad_fn]
+    leaves = {id(tensor) for tensor in known}
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)  # of the nodes that accumulate a leaf's gradient
+        if leaf is not None and id(leaf) not in leaves:
+            raise UnknownTensorError(field, leaf)
+        waiting.extend(following for following, _ in node.next_functions)
+
+
+class UnknownTensorError(FieldError):
+    """A field depends on a tensor that wants a gradient and is no parameter of it.
+
+    Attributes:
+        tensor: that tensor.
+    """
+
+    def __init__(self, field: VectorField, tensor: Tensor, name: str = "") -> None:
+        self.field, self.tensor = field, tensor
+        called = f"{name}, " if name else ""
+        super().__init__(
+            f"{name_of(field)} uses a tensor ({called}shape {list(tensor.shape)}) that is no parameter of it, so it "
+            "would get no gradient: register the layer or parameter that it belongs to as an attribute of the field "
+            "(layers in a list: nn.ModuleList), or use Backprop"
+        )
+
+
+def refuse_unknown_inputs(field: VectorField, t: float, y0: Tensor) -> None:
+    """`refuse_unknown_leaves` for a field none of whose parameters, nor y0, wants a gradient, by one evaluation.
+
+    No backward pass would run, so nothing else would notice.
+    """
+    with torch.enable_grad():
+        output = evaluate(field, t, y0.detach())
+    refuse_unknown_leaves(field, output, ())

@@ -1,0 +1,144 @@
+"""One step of an explicit Runge-Kutta method, its replay, its dense output, and a solve in equal steps.
+
+Times and step sizes are Python floats, so a solve in equal steps never waits for the device.
+
+Sources: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 2nd ed. 1993; Shampine 1986 (the
+state at half a step of Dormand and Prince's method).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from odenet_lightning.solvers.base import (
+    Problem,
+    Solution,
+    Solver,
+    SolverError,
+    SolveStats,
+    Step,
+    VectorField,
+    check_positive_number,
+    evaluate,
+)
+from odenet_lightning.solvers.tableau import Tableau
+
+
+def add_weighted(y: Tensor, ks: Sequence[Tensor], weights: Sequence[float], h: float) -> Tensor:
+    """The sum y + h sum_i weights_i k_i: one pass over memory per non-zero weight, one new tensor in all."""
+    total = y
+    for k, weight in zip(ks, weights, strict=False):
+        if weight != 0.0:
+            total = torch.add(y, k, alpha=weight * h) if total is y else total.add_(k, alpha=weight * h)
+    return total
+
+
+class RungeKutta(Solver):
+    """What all explicit Runge-Kutta methods share: one step, its replay, and its dense output."""
+
+    tableau: Tableau
+
+    def step(
+        self, field: VectorField, t: float, h: float, y: Tensor, k0: Tensor | None = None, with_end: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One step of size h from y(t).
+
+        Args:
+            field: f(t, y).
+            t: start time.
+            h: step size.
+            y: state at t.
+            k0: f(t, y), where known.
+            with_end: whether the stages are to end with f(t + h, y(t + h)).
+
+        Returns:
+            The state at t + h and the stages.
+        """
+        ks = [evaluate(field, t, y) if k0 is None else k0]
+        for row, c in zip(self.tableau.a, self.tableau.c[1:], strict=True):
+            ks.append(evaluate(field, t + c * h, add_weighted(y, ks, row, h)))
+        y1 = add_weighted(y, ks, self.tableau.b, h)
+        if with_end:
+            ks.append(evaluate(field, t + h, y1))
+        return y1, ks
+
+    def replay(self, field: VectorField, step: Step) -> Tensor:
+        """Do an accepted step again; inside the step, by the method's dense output."""
+        t, h, y = step.t, step.h, step.y
+        if step.fraction == 1.0:
+            return self.step(field, t, h, y)[0]
+        y1, ks = self.step(field, t, h, y, with_end=True)
+        return self.interpolate(y, y1, ks, h, step.fraction)
+
+    def interpolate(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float, x: float) -> Tensor:
+        """State at x in [0, 1] of a step, by the quartic (or cubic) through its ends, slopes and middle."""
+        f0, f1, mid = ks[0], ks[-1], self.tableau.mid
+        weights = [1 - 3 * x**2 + 2 * x**3, 3 * x**2 - 2 * x**3]  # cubic Hermite, of y and y1
+        slopes = [x * (1 - x) ** 2, -(x**2) * (1 - x)]  # of h f0 and h f1
+        cubic = weights[0] * y + weights[1] * y1 + h * (slopes[0] * f0 + slopes[1] * f1)
+        if mid is None:
+            return cubic
+        bump = 16 * x**2 * (1 - x) ** 2  # 1 at the middle; 0, with its slope, at both ends
+        cubic_mid = 0.5 * (y + y1) + (h / 8) * (f0 - f1)
+        return cubic + bump * (add_weighted(y, ks, mid, h) - cubic_mid)
+
+    def take_equal_steps(self, problem: Problem, steps: int) -> Solution:
+        """Solve in equal steps, without error control; evaluations: steps times the number of stages."""
+        evaluations = steps * len(self.tableau.c)
+        if evaluations > problem.max_nfe:
+            raise SolverError(
+                f"{self!r} needs {evaluations} evaluations, more than max_nfe = {problem.max_nfe}: "
+                "take fewer steps or raise max_nfe"
+            )
+        h = (problem.t1 - problem.t0) / steps
+        y, taken = problem.y0, []
+        for i in range(steps):
+            t = problem.t0 + i * h
+            if problem.record is not None:
+                taken.append(Step(t, h, y, context=problem.record()))
+            y, _ = self.step(problem.field, t, h, y)
+        return Solution(y, SolveStats(evaluations, steps, 0, abs(h), abs(h)), taken)
+
+
+def check_grid(name: str, num_steps: int | None, step_size: float | None) -> None:
+    """Refuse a grid of equal steps that is none.
+
+    Raises:
+        ValueError: both settings, or one that is not positive.
+    """
+    if num_steps is not None and step_size is not None:
+        raise ValueError(f"{name} takes num_steps or step_size, not both")
+    if num_steps is not None and (type(num_steps) is not int or num_steps < 1):
+        raise ValueError(f"num_steps must be a whole number of at least 1, not {num_steps!r}")
+    if step_size is not None:
+        check_positive_number("step_size", step_size)
+
+
+def grid_size(num_steps: int | None, step_size: float | None, span: float) -> int:
+    """Number of equal steps over an interval of length |span|."""
+    if num_steps is not None:
+        return num_steps
+    assert step_size is not None
+    return max(1, math.ceil(abs(span) / step_size - 1e-9))
+
+
+class FixedStep(RungeKutta):
+    """A Runge-Kutta method in equal steps, without error control."""
+
+    def __init__(self, num_steps: int | None = None, step_size: float | None = None) -> None:
+        """Give one of the two.
+
+        Args:
+            num_steps: number of equal steps over the interval.
+            step_size: largest step, in units of t; the interval is cut into equal steps no larger.
+        """
+        if num_steps is None and step_size is None:
+            raise ValueError(f"{type(self).__name__} takes fixed steps: give num_steps or step_size")
+        check_grid(type(self).__name__, num_steps, step_size)
+        self.num_steps, self.step_size = num_steps, step_size
+
+    def integrate(self, problem: Problem) -> Solution:
+        """Take equal steps; see `Solver.solve`."""
+        return self.take_equal_steps(problem, grid_size(self.num_steps, self.step_size, problem.t1 - problem.t0))
