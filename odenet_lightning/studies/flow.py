@@ -1,4 +1,4 @@
-"""What does the ODE do to a digit? States on their way from t = 0 to 1."""
+"""What does the ODE do to a digit? Its state y(t) from t = 0 to 1."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +49,7 @@ class Flow(OneNetwork):
         return [index / (self.frames - 1) for index in range(self.frames)]
 
     def check(self) -> None:
-        """Refuse a film without a beginning and an end."""
+        """Refuse too few digits or frames."""
         super().check()
         if self.images_used < 20:
             raise ValueError(f"images_used must be at least 20, to see classes in them: {self.images_used}")
@@ -57,7 +57,7 @@ class Flow(OneNetwork):
             raise ValueError(f"frames must be 5, 9, 13, ..., so that quarters of [0, 1] are among them: {self.frames}")
 
     def cases(self) -> list[Row]:
-        """One a time."""
+        """One per time."""
         return [{"t": t} for t in self.times()]
 
     @cached_property
@@ -116,7 +116,7 @@ class Flow(OneNetwork):
         return figure
 
     def _scatter(self, axes: Axes, points: Tensor) -> None:
-        """A digit a point, drawn as the digit that it is, which also serves in grey."""
+        """Each point is drawn as the digit it is, so that classes can be told apart without colour."""
         _, labels = self.seen
         for digit in range(CLASSES):
             x, y = points[labels.cpu() == digit].T.numpy()
@@ -158,7 +158,7 @@ class Flow(OneNetwork):
         bar.set_label("state y(t)", fontsize=9)
 
     def extras(self, rows: list[Row]) -> None:
-        """The projection as a film, `flow.gif`, that runs to t = 1, rests there and runs back."""
+        """Write the projection as a film, `flow.gif`, that runs to t = 1, rests there and runs back."""
         points, times = self.projected(), self.times()
         figure = new_figure(4.2, 4.2)
         axes = figure.subplots()

@@ -33,8 +33,8 @@ def load_network(path: str, trusted: str | None = None) -> Classifier:
         trusted: a module or package of the user's own, whose classes may be imported.
 
     Raises:
-        UsageError: no such checkpoint, one that does not say what its network is, or a network that has no ODE block
-            or parts of other modules' classes.
+        UsageError: no such checkpoint, one that does not say what its network is, or one that names classes of modules
+            that are not trusted.
     """
     checkpoint = load_checkpoint(path)
     config = checkpoint["hyper_parameters"].get("net") if "hyper_parameters" in checkpoint else None
@@ -53,24 +53,22 @@ def load_network(path: str, trusted: str | None = None) -> Classifier:
     net.load_state_dict({key.removeprefix("net."): weights[key] for key in weights if key.startswith("net.")})
     for block, step in zip(net.ode_blocks, checkpoint.get("warm_steps", []), strict=False):
         block.warm_step = step
-    if not net.ode_blocks:
-        raise UsageError(f"{path} holds a {type(net).__name__}, which has no ODE block to study")
     return net.eval()
 
 
 def trainer_for(device: str, **kwargs: Any) -> Trainer:
-    """A trainer that leaves no files and says nothing."""
+    """A trainer that leaves no files and prints nothing, unless its arguments say otherwise."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    return Trainer(
-        accelerator="gpu" if device.startswith("cuda") else "cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1_000_000,  # epochs' ends are written all the same
-        **kwargs,
-    )
+    quiet = {
+        "accelerator": "gpu" if device.startswith("cuda") else "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1_000_000,  # the ends of epochs are written all the same
+    }
+    return Trainer(**{**quiet, **kwargs})
 
 
 def train(
@@ -86,7 +84,7 @@ def train(
 
     Args:
         make: makes the network, after the seed is set.
-        data: its digits; a copy gets an order of its own.
+        data: its digits, shuffled in a copy's own order.
         epochs: passes over them.
         seed: of weights and order.
         device: "cpu" or "cuda".
@@ -96,7 +94,7 @@ def train(
     seed_everything(seed, verbose=False)
     module = ClassifierModule(make(), optimizer=lambda p: AdamW(p, lr=lr, weight_decay=1e-4))
     trainer = trainer_for(device, max_epochs=epochs, callbacks=list(callbacks), limit_val_batches=0)
-    with torch.enable_grad():  # and back to what was, which Lightning alone would not do
+    with torch.enable_grad():  # Lightning alone would not restore what was set before
         trainer.fit(module, copy.copy(data))
     module.to(device)
     return module
@@ -141,8 +139,17 @@ class TrainedBefore(Study):
         return self.ckpt_path
 
     def loaded(self) -> Classifier | None:
-        """The checkpoint's network, where one is given."""
-        return load_network(self.ckpt_path, self.trusted).to(self.device) if self.ckpt_path else None
+        """The checkpoint's network, when one is given.
+
+        Raises:
+            UsageError: it has no ODE block.
+        """
+        if not self.ckpt_path:
+            return None
+        net = load_network(self.ckpt_path, self.trusted)
+        if not net.ode_blocks:
+            raise UsageError(f"{self.ckpt_path} holds a {type(net).__name__}, which has no ODE block to study")
+        return net.to(self.device)
 
 
 @dataclass
