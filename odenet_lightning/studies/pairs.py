@@ -71,11 +71,14 @@ class PairStudy(Study):
         axes.set_ylim(len(rows) - 0.4, -0.8)
         axes.set_xscale("log", base=2)
         ends = [number(row, key) for row in rows for key in ("low", "high")]
-        axes.set_xlim(min(0.45, *ends) * 0.85, max(2.2, *ends) * 1.15)
-        ticks = [tick for tick in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8) if min(ends) / 2 <= tick]
+        low, high = min(0.5, *ends) * 0.8, max(2, *ends) * 1.25
+        axes.set_xlim(low, high)
+        ticks = [2.0**power for power in range(-6, 7) if low <= 2.0**power <= high]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         spread = "quartiles" if number(rows[0], "n") >= FEW else "extremes"
-        axes.set_xlabel(f"time of A / time of B: {self.work}; median and {spread} of {rows[0]['n']} pairs")
+        figure.supxlabel(
+            f"time of A / time of B for {self.work}: median and {spread}, n = {rows[0]['n']} pairs", fontsize=9
+        )
         axes.grid(alpha=0.3, axis="x")
         return figure
 
