@@ -134,8 +134,8 @@ def pairs(study: str) -> str:
 
 
 def gradients() -> str:
-    """Cost and error of the gradient methods at three tolerances, and memory at two depths."""
-    wanted = [(0.1, None), (1e-3, None), (1e-6, None), (None, 4), (None, 64)]
+    """Cost and error of the gradient methods at three tolerances, and at three depths."""
+    wanted = [(0.1, None), (1e-3, None), (1e-6, None), (None, 4), (None, 16), (None, 64)]
     lines = [
         [
             *(f"`{row['gradient']}`", f"`Dopri5` at {rtol:g}" if rtol else f"`Midpoint`, {steps} steps"),
