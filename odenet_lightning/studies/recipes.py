@@ -44,8 +44,12 @@ class Recipes(Study):
     sweeps: ClassVar[tuple[str, ...]] = ("configs", "seeds", "seed")
 
     def check(self) -> None:
-        """Refuse configs that are not there."""
+        """Refuse configs that are not there, or that rows could not tell apart."""
         super().check()
+        names = [Path(config).name for config in self.configs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two configs are named {name}: rename one, as rows go by the name")
         for config in self.configs:
             if config != BUILT_IN and not Path(config).is_file():
                 raise ValueError(f"there is no config {config}")
@@ -62,7 +66,7 @@ class Recipes(Study):
         """Train in a process of its own; test here."""
         config = next(config for config in self.configs if Path(config).name == case["recipe"])
         seed = int(number(case, "seed"))
-        folder = self.folder / "runs" / f"{Path(config).stem}-{case['digest']}-{seed}"
+        folder = self.folder / "runs" / "-".join(filter(None, (Path(config).stem, digest(config), str(seed))))
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
         args = ["fit", *(["--config", str(Path(config).resolve())] if config != BUILT_IN else [])]
         args += ["--seed_everything", str(seed), "--data.root", str(Path(self.root).resolve())]
