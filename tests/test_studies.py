@@ -24,7 +24,7 @@ from odenet_lightning.cli import main
 from odenet_lightning.models import Classifier, ODENet, PyramidODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Bosh3, Dopri5, Midpoint
-from odenet_lightning.studies import STUDIES, loop, networks, recipes, run
+from odenet_lightning.studies import STUDIES, loop, recipes, run, training
 from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.depth import half_width
 from odenet_lightning.studies.digits import Digits
@@ -400,15 +400,15 @@ def test_kept_weights_are_taken_up_by_the_same_code_on_the_same_machine_only(
         trained.append(float(module.net.state_dict()["head.fc.bias"][0]))
         return module
 
-    monkeypatch.setattr(networks, "train", train)
+    monkeypatch.setattr(training, "train", train)
     study = Digits(root=str(sample_root), source="sample")
     for commit, runs in (("a", 1), ("a", 1), ("b", 2), ("a", 2)):
         study.provenance = {"commit": commit}
-        net = networks.trained_odenet(study, epochs=2)
+        net = training.trained_odenet(study, epochs=2)
         assert len(trained) == runs
         assert float(net.state_dict()["head.fc.bias"][0]) == trained[commit == "b"]
-    networks.trained_odenet(study, epochs=3)
-    networks.trained_odenet(study, 2, Midpoint(num_steps=2))
+    training.trained_odenet(study, epochs=3)
+    training.trained_odenet(study, 2, Midpoint(num_steps=2))
     assert len(trained) == 4
 
 

@@ -13,8 +13,8 @@ from odenet_lightning.callbacks import EvaluationCounts
 from odenet_lightning.figures import COLOURS, new_figure
 from odenet_lightning.models import AugmentedODENet, Classifier, ODENet, ResNet
 from odenet_lightning.solvers import Midpoint
-from odenet_lightning.studies.networks import train, trainer_for
 from odenet_lightning.studies.study import Row, Study, number
+from odenet_lightning.studies.training import train, trainer_for
 
 NETWORKS: dict[str, Callable[[], Classifier]] = {
     "none": lambda: ResNet(blocks=0),

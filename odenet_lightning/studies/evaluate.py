@@ -17,10 +17,10 @@ from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.sources import Digits
-from odenet_lightning.studies.networks import trainer_for
 from odenet_lightning.studies.pairs import PairStudy, Way
 from odenet_lightning.studies.steps import by_torchdiffeq
 from odenet_lightning.studies.study import Row
+from odenet_lightning.studies.training import trainer_for
 
 TOLERANCE = 0.1  # the post's
 POSTS_BATCH, POSTS_WORKERS = 16, 4

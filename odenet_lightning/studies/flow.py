@@ -111,7 +111,7 @@ class Flow(OneNetwork):
             axes.set_title(f"t = {t:g}", fontsize=10)
         panels[0].set_ylabel("2nd principal component of y(1)", fontsize=8)
         panels[1].set_xlabel("1st principal component of y(1)", fontsize=8)
-        self._curves(middle.subplots(1, 3), rows)
+        draw_curves(middle.subplots(1, 3), rows)
         self._maps(bottom.subplots(1, DRAWN))
         return figure
 
@@ -122,16 +122,6 @@ class Flow(OneNetwork):
             x, y = points[labels.cpu() == digit].T.numpy()
             style = {"marker": f"${digit}$", "s": 22, "linewidths": 0.2}
             axes.scatter(x, y, c=f"C{digit}", **style)
-
-    @staticmethod
-    def _curves(panels: Any, rows: list[Row]) -> None:
-        scale = {"accuracy": 100.0, "separation": 1.0, "direction": 1.0}
-        labels = ("accuracy of the head on y(t), %", "separation of the classes", "cosine of dy/dt with dy/dt at t = 0")
-        for axes, key, label in zip(panels, scale, labels, strict=True):
-            axes.plot([row["t"] for row in rows], [scale[key] * number(row, key) for row in rows], color="black")
-            axes.set_xlabel("t")
-            axes.set_title(label, fontsize=9)
-            axes.grid(alpha=0.3)
 
     def _maps(self, panels: Any) -> None:
         """Channels down, time across, one digit a panel."""
@@ -176,6 +166,17 @@ class Flow(OneNetwork):
         film = animation.FuncAnimation(figure, show, frames=order, blit=False, cache_frame_data=False)
         writer = animation.PillowWriter(fps=max(1, round(len(order) / SECONDS)))
         film.save(self.folder / "flow.gif", writer=writer)
+
+
+def draw_curves(panels: Any, rows: list[Row]) -> None:
+    """Accuracy, separation and direction over t."""
+    scale = {"accuracy": 100.0, "separation": 1.0, "direction": 1.0}
+    labels = ("accuracy of the head on y(t), %", "separation of the classes", "cosine of dy/dt with dy/dt at t = 0")
+    for axes, key, label in zip(panels, scale, labels, strict=True):
+        axes.plot([row["t"] for row in rows], [scale[key] * number(row, key) for row in rows], color="black")
+        axes.set_xlabel("t")
+        axes.set_title(label, fontsize=9)
+        axes.grid(alpha=0.3)
 
 
 def separation(y: Tensor, labels: Tensor) -> float:

@@ -20,9 +20,9 @@ from odenet_lightning.data import MNISTDataModule, normalise
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.studies.command import run_command
-from odenet_lightning.studies.networks import trainer_for
 from odenet_lightning.studies.pairs import PairStudy, Way
 from odenet_lightning.studies.study import Row, number
+from odenet_lightning.studies.training import trainer_for
 
 LIGHTNING, BARE = "Lightning's Trainer", "a bare PyTorch loop"
 PROCESSES = {"two processes of one thread": 2, "one process of two threads": 1}

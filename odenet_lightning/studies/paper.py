@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning import seed_everything
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,9 +24,9 @@ from odenet_lightning.gradients import Adjoint
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5, rms_norm
-from odenet_lightning.studies.networks import trainer_for
 from odenet_lightning.studies.solves import recorded_solves
-from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number
+from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number, numbers
+from odenet_lightning.studies.training import trainer_for
 
 
 @dataclass
@@ -171,33 +172,45 @@ class Paper(Study):
         figure = new_figure(8.3, 6.4)
         (error, seconds), (backward, training) = figure.subplots(2, 2)
         solved = sorted((row for row in rows if row["rtol"] is not None), key=lambda row: -number(row, "rtol"))
-        work = [number(row, "nfe_forward") for row in solved]
-        error.plot(work, [row["relative_error"] for row in solved], **series_style(0))
-        for row in solved:
-            error.annotate(
-                f"{row['rtol']:g}", (number(row, "nfe_forward"), number(row, "relative_error")),
-                xytext=(6, 4), textcoords="offset points", fontsize=8,
-            )  # fmt: skip
-        error.margins(0.22, 0.14)  # room for the tolerances
-        error.set(yscale="log", ylabel="relative rms error of y(1)", title="(a) error, at each tolerance")
-        seconds.plot(work, [row["seconds"] for row in solved], label="forward", **series_style(0))
-        seconds.plot(work, [row["seconds_backward"] for row in solved], label="backward", **series_style(1))
-        seconds.set(ylabel=f"seconds, batch {self.batch_size}", title="(b) time", ylim=(0, None))
-        seconds.legend()
-        backward.plot(work, [row["nfe_backward"] for row in solved], label="measured", **series_style(0))
-        backward.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":", label="as many as forward")
-        backward.set(ylabel="evaluations backward", xlim=(0, None), ylim=(0, None))
-        backward.set_title("(c) the adjoint's backward pass")
-        backward.legend()
-        steps = [row for row in rows if row["rtol"] is None]
-        for index, (key, label) in enumerate((("nfe_forward", "forward"), ("nfe_backward", "backward"))):
-            x, y = [row["step"] for row in steps], [row[key] for row in steps]
-            training.plot(x, y, label=label, **series_style(index))
-        training.set(xlabel="optimiser step", ylabel="evaluations per solve")
+        draw_error(error, solved)
+        draw_costs(seconds, backward, solved)
+        seconds.set_ylabel(f"seconds, batch {self.batch_size}")
+        draw_training(training, [row for row in rows if row["rtol"] is None])
         training.set_title(f"(d) training at tolerance {self.tolerance:g}")
-        training.legend()
         for axes in (error, seconds, backward):
             axes.set_xlabel("evaluations forward (NFE)")
         for axes in (error, seconds, backward, training):
             axes.grid(alpha=0.3)
         return figure
+
+
+def draw_error(axes: Axes, solved: list[Row]) -> None:
+    """Panel (a): the error of y(1) over evaluations, each point with its tolerance."""
+    work, errors = numbers(solved, "nfe_forward"), numbers(solved, "relative_error")
+    axes.plot(work, errors, **series_style(0))
+    for row, place in zip(solved, zip(work, errors, strict=True), strict=True):
+        axes.annotate(f"{row['rtol']:g}", place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.margins(0.22, 0.14)  # room for the tolerances
+    axes.set(yscale="log", ylabel="relative rms error of y(1)", title="(a) error, at each tolerance")
+
+
+def draw_costs(seconds: Axes, backward: Axes, solved: list[Row]) -> None:
+    """Panels (b) and (c): time, and evaluations of the backward pass, over those of the forward pass."""
+    work = numbers(solved, "nfe_forward")
+    seconds.plot(work, numbers(solved, "seconds"), label="forward", **series_style(0))
+    seconds.plot(work, numbers(solved, "seconds_backward"), label="backward", **series_style(1))
+    seconds.set(title="(b) time", ylim=(0, None))
+    seconds.legend()
+    backward.plot(work, numbers(solved, "nfe_backward"), label="measured", **series_style(0))
+    backward.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":", label="as many as forward")
+    backward.set(ylabel="evaluations backward", xlim=(0, None), ylim=(0, None))
+    backward.set_title("(c) the adjoint's backward pass")
+    backward.legend()
+
+
+def draw_training(axes: Axes, steps: list[Row]) -> None:
+    """Panel (d): evaluations per solve over optimiser steps."""
+    for index, label in enumerate(("forward", "backward")):
+        axes.plot(numbers(steps, "step"), numbers(steps, f"nfe_{label}"), label=label, **series_style(index))
+    axes.set(xlabel="optimiser step", ylabel="evaluations per solve")
+    axes.legend()

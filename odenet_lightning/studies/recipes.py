@@ -15,8 +15,9 @@ from odenet_lightning.models import Classifier
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.command import run_command
-from odenet_lightning.studies.networks import load_network, trainer_for
+from odenet_lightning.studies.networks import load_network
 from odenet_lightning.studies.study import Row, Study, number
+from odenet_lightning.studies.training import trainer_for
 
 BUILT_IN = "built-in"  # the recipe of a `fit` without a config
 RETEST = 1e-3  # rtol = atol of the Dopri5 that tests again
@@ -31,7 +32,7 @@ class Recipes(Study):
     Runs are kept in the study's folder, in `runs/`.
 
     Args:
-        configs: YAML files for `fit`, or "built-in" for its recipe without one.
+        configs: paths of YAML files for `fit`, or "built-in" for its recipe without one.
         seeds: runs a recipe, counted from `seed`.
         epochs: instead of each recipe's own number.
     """

@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +33,11 @@ def number(row: Row, key: str) -> float:
     value = row[key]
     assert isinstance(value, bool | int | float), f"{key} is {value!r}"
     return float(value)
+
+
+def numbers(rows: Sequence[Row], key: str) -> list[float]:
+    """A column of numbers."""
+    return [number(row, key) for row in rows]
 
 
 @dataclass
