@@ -20,7 +20,7 @@ from odenet_lightning.cli import main
 from odenet_lightning.figures import new_figure
 from odenet_lightning.studies import run
 from odenet_lightning.studies.study import Row
-from tests.test_studies import Squares
+from tests.helpers import Squares
 
 pytestmark = pytest.mark.browser
 

@@ -1,86 +1,46 @@
 """What a study promises: no row lost or measured twice, rows complete, and numbers that are right."""
 
+import importlib.util
 import math
-import os
 import re
 import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from odenet_lightning.arguments import UsageError
 from odenet_lightning.cli import main
-from odenet_lightning.figures import new_figure
 from odenet_lightning.models import Classifier, ODENet, PyramidODENet
 from odenet_lightning.module import ClassifierModule
-from odenet_lightning.solvers import Dopri5, Midpoint
-from odenet_lightning.studies import STUDIES, Study, networks, run
+from odenet_lightning.solvers import Bosh3, Dopri5, Midpoint
+from odenet_lightning.studies import STUDIES, loop, recipes, run, training
+from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.depth import half_width
 from odenet_lightning.studies.digits import Digits
 from odenet_lightning.studies.flow import separation
 from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.memory import HeldBytes, LiveBytes
 from odenet_lightning.studies.networks import load_network
+from odenet_lightning.studies.pairs import summary
 from odenet_lightning.studies.paper import Paper
+from odenet_lightning.studies.recipes import Recipes, digest
 from odenet_lightning.studies.solvers import Solvers
 from odenet_lightning.studies.study import Row, number
+from tests.helpers import Squares
 from tests.processes import run as run_in_process
 
 PROVENANCE = {"seed", "version", "commit", "torch", "hardware", "threads", "config"}
-
-
-@dataclass
-class Squares(Study):
-    """Squares, noted in squared.txt as they are measured; gives up, or is killed, at one of them.
-
-    Args:
-        count: how many.
-        until: the last one that is measured.
-        power: another setting.
-        killed: whether to end by SIGKILL.
-    """
-
-    count: int = 6
-    until: int = 100
-    power: int = 2
-    killed: bool = False
-
-    quick: ClassVar[dict[str, Any]] = {}
-    sweeps: ClassVar[tuple[str, ...]] = ("count", "until", "killed")
-    shown: ClassVar[tuple[str, ...]] = ("number", "square")
-
-    def check(self) -> None:
-        pass  # these settings need no sense
-
-    def cases(self) -> list[Row]:
-        return [{"number": number} for number in range(self.count)]
-
-    def measure(self, case: Row) -> Row:
-        value = int(number(case, "number"))
-        if value > self.until:
-            if self.killed:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise KeyboardInterrupt
-        with Path("squared.txt").open("a") as file:
-            file.write(f"{value}\n")
-        return {"square": value**self.power, "n": 1}
-
-    def draw(self, rows: list[Row]) -> Figure:
-        figure = new_figure(3, 3)
-        figure.subplots().plot([number(row, "number") for row in rows], [number(row, "square") for row in rows])
-        return figure
 
 
 @pytest.fixture
@@ -152,17 +112,43 @@ TINY: dict[str, dict[str, Any]] = {
     "paper": {"channels": 2, "points": 2, "steps": 3, "batch_size": 16, "repeats": 1, "tolerances": [1e-2, 1e-4]},
     "flow": {"frames": 5, "epochs": 1, "images_used": 100},
     "digits": {"images_used": 40, "epochs": 1, "tolerance": 1e-3},
+    "recipes": {"configs": ["built-in"], "seeds": 1, "epochs": 1},
+    "steps": {"batch_sizes": [2], "repeats": 1},
+    "loop": {"batch_size": 8, "steps": 21, "repeats": 1},
+    "evaluate": {"repeats": 1},
 }
+
+
+def run_here(args: list[str], folder: Path, threads: int | None = None) -> float:
+    """A command of a study, cut short and in this process: importing everything again would take most of the time."""
+    short = [
+        "--trainer.limit_train_batches",
+        "21",
+        "--trainer.limit_val_batches",
+        "1",
+        "--pictures.every_n_epochs",
+        "0",
+    ]
+    if "--trainer.devices" in args:
+        args = [*args, "--trainer.devices", "1"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main([*args, *short])
+    return 1.0
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> dict[str, list[Row]]:
     """Every study, as small as it gets."""
     folder = tmp_path_factory.mktemp("studies")
-    return {
-        name: run(kind(root=str(sample_root), source="sample", **TINY[name]), folder / name)
-        for name, kind in STUDIES.items()
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "run_command", run_here)
+        patch.setattr(recipes, "run_command", run_here)
+        return {
+            name: run(kind(root=str(sample_root), source="sample", **TINY[name]), folder / name)
+            for name, kind in STUDIES.items()
+        }
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
@@ -252,6 +238,70 @@ def test_digits_are_solved_apart(measured: dict[str, list[Row]]) -> None:
         assert int(number(row, "evaluations")) >= 8
         assert (int(number(row, "evaluations")) - 2) % 6 == 0, "Dopri5 takes two and six an attempted step"
         assert row["correct"] == (row["label"] == row["predicted"])
+
+
+def test_recipes_tests_the_weights_twice(measured: dict[str, list[Row]]) -> None:
+    (row,) = measured["recipes"]
+    assert (row["recipe"], row["digest"], row["seed"], row["epochs"]) == ("built-in", None, 0, 1)
+    assert (row["parameters"], row["seconds"], row["n"]) == (10_564, 1.0, 500)
+    assert 0.2 < number(row, "accuracy") < 1
+    assert 0.2 < number(row, "retest") < 1
+
+
+def test_recipes_retests_under_an_accurate_solver(
+    workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested: list[str] = []
+
+    def accuracy(study: Recipes, net: Classifier) -> float:
+        tested.extend(repr(block.solver) for block in net.ode_blocks)
+        return len(tested) / 10
+
+    monkeypatch.setattr(recipes, "run_command", run_here)
+    monkeypatch.setattr(Recipes, "_accuracy", accuracy)
+    study = Recipes(root=str(sample_root), source="sample", configs=["built-in"], epochs=1)
+    row = study.measure(study.cases()[0])
+    assert tested == [repr(Bosh3(0.1, 0.1, first_step="warm")), repr(Dopri5(1e-3, 1e-3))]
+    assert (row["accuracy"], row["retest"]) == (0.1, 0.2)
+
+
+def test_steps_measures_every_pair_but_the_compiled_one(measured: dict[str, list[Row]]) -> None:
+    pairs = [(row["a"], row["b"]) for row in measured["steps"]]
+    assert len(pairs) == 7 + bool(importlib.util.find_spec("torchode"))
+    assert all(row["ratio"] == number(row, "a_ms") / number(row, "b_ms") for row in measured["steps"])
+
+
+def test_pairs_give_quartiles_of_many_and_extremes_of_few() -> None:
+    few = summary([(1.0, 2.0), (3.0, 3.0), (2.0, 8.0)])
+    assert (few["a_ms"], few["b_ms"], few["ratio"], few["low"], few["high"], few["n"]) == (2.0, 3.0, 0.5, 0.25, 1.0, 3)
+    many = summary([(float(ratio), 1.0) for ratio in range(1, 8)])
+    assert (many["ratio"], many["low"], many["high"], many["n"]) == (4.0, 2.0, 6.0, 7)
+
+
+def test_a_changed_config_is_trained_anew(workdir: Path) -> None:
+    Path("mine.yaml").write_text("trainer: {max_epochs: 1}\n")
+    before = digest("mine.yaml")
+    (case,) = Recipes(configs=["mine.yaml"], seeds=1, seed=5).cases()
+    assert case == {"recipe": "mine.yaml", "digest": before, "seed": 5}
+    Path("mine.yaml").write_text("trainer: {max_epochs: 2}\n")
+    assert digest("mine.yaml") != before
+    with pytest.raises(ValueError, match=r"there is no config other.yaml"):
+        Recipes(configs=["other.yaml"]).check()
+
+
+def test_recipes_of_one_name_are_refused(workdir: Path) -> None:
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        Path(folder, "mine.yaml").touch()
+    with pytest.raises(ValueError, match=r"two configs are named mine.yaml"):
+        Recipes(configs=["a/mine.yaml", "b/mine.yaml"]).check()
+
+
+@pytest.mark.slow
+def test_a_failed_command_is_named_with_its_last_line(workdir: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"'fit --data.source moon ...' ended with code 2: .*moon"):
+        run_command(["fit", "--data.source", "moon"], workdir)
+    assert run_command(["fit", "--print_config"], workdir) > 0
 
 
 @pytest.mark.parametrize("name", list(STUDIES))
@@ -350,15 +400,15 @@ def test_kept_weights_are_taken_up_by_the_same_code_on_the_same_machine_only(
         trained.append(float(module.net.state_dict()["head.fc.bias"][0]))
         return module
 
-    monkeypatch.setattr(networks, "train", train)
+    monkeypatch.setattr(training, "train", train)
     study = Digits(root=str(sample_root), source="sample")
     for commit, runs in (("a", 1), ("a", 1), ("b", 2), ("a", 2)):
         study.provenance = {"commit": commit}
-        net = networks.trained_odenet(study, epochs=2)
+        net = training.trained_odenet(study, epochs=2)
         assert len(trained) == runs
         assert float(net.state_dict()["head.fc.bias"][0]) == trained[commit == "b"]
-    networks.trained_odenet(study, epochs=3)
-    networks.trained_odenet(study, 2, Midpoint(num_steps=2))
+    training.trained_odenet(study, epochs=3)
+    training.trained_odenet(study, 2, Midpoint(num_steps=2))
     assert len(trained) == 4
 
 

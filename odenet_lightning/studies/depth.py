@@ -13,8 +13,8 @@ from odenet_lightning.callbacks import EvaluationCounts
 from odenet_lightning.figures import COLOURS, new_figure
 from odenet_lightning.models import AugmentedODENet, Classifier, ODENet, ResNet
 from odenet_lightning.solvers import Midpoint
-from odenet_lightning.studies.networks import train, trainer_for
 from odenet_lightning.studies.study import Row, Study, number
+from odenet_lightning.studies.training import train, trainer_for
 
 NETWORKS: dict[str, Callable[[], Classifier]] = {
     "none": lambda: ResNet(blocks=0),
@@ -33,9 +33,9 @@ class Depth(Study):
     ODENet and augmented take three midpoint steps. The last weights are tested once, none are chosen.
 
     Args:
-        seeds: runs a network, from seed 0.
+        seeds: runs per network, counted from `seed`.
         epochs: passes over the digits.
-        batch_size: images a step.
+        batch_size: images per step.
         lr: the one-cycle's peak, of AdamW.
     """
 
@@ -81,7 +81,7 @@ class Depth(Study):
                 {
                     "network": name,
                     "accuracy": f"{statistics.mean(values):.2f} %",
-                    "interval": f"± {half_width(values):.2f}" if len(values) > 1 else None,
+                    "interval": f"± {half_width(values):.2f}" if len(values) > 2 else None,
                     "parameters": mine[0]["parameters"],
                     "seconds": statistics.median(number(row, "seconds") for row in mine),
                     "evaluations": mine[0]["evaluations"],
@@ -91,14 +91,14 @@ class Depth(Study):
         return table
 
     def draw(self, rows: list[Row]) -> Figure:
-        """Each seed as a dot, the mean with its interval beside, and the time taken."""
+        """Each seed as a dot, the mean with its interval, and the training time."""
         figure = new_figure(8.3, 3.6)
         accuracy, seconds = figure.subplots(1, 2, width_ratios=[2.2, 1], sharey=True)
         table = self.table(rows)
         for place, line in enumerate(table):
             values = [100 * number(row, "accuracy") for row in rows if row["network"] == line["network"]]
             accuracy.plot(values, [place - 0.18] * len(values), "o", color=COLOURS[6], markersize=4)
-            # Student's t gives two runs an interval of a dozen times their difference, beyond what is possible
+            # for two runs, Student's t gives an interval a dozen times as wide as their difference
             width = half_width(values) if len(values) > 2 else 0.0
             accuracy.errorbar(statistics.mean(values), place, xerr=width, fmt="s", color=COLOURS[0], capsize=4)
             seconds.barh(place, number(line, "seconds"), height=0.5, color=COLOURS[3], edgecolor="black")

@@ -1,4 +1,4 @@
-"""Which digits are hard? Evaluations that each image needs, solved apart from the others."""
+"""Which digits are hard? Evaluations that each image needs when it is solved alone."""
 
 import statistics
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from odenet_lightning.figures import COLOURS, new_figure, tile
 from odenet_lightning.models import CLASSES
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.networks import OneNetwork
+from odenet_lightning.studies.solves import recorded_solves
 from odenet_lightning.studies.study import Row, number
 
 SHOWN = 12  # hardest and easiest digits drawn, each
@@ -20,7 +21,7 @@ SHOWN = 12  # hardest and easiest digits drawn, each
 class Digits(OneNetwork):
     """Evaluations that each image needs at a tight tolerance, against confidence and correctness.
 
-    Adaptive solvers control a batch's error as a whole, so every image is solved apart, by Dopri5 with the
+    Adaptive solvers control a batch's error as a whole, so every image is solved alone, by Dopri5 with the
     heuristic first step.
 
     Args:
@@ -35,7 +36,7 @@ class Digits(OneNetwork):
     sweeps: ClassVar[tuple[str, ...]] = ("images_used",)
 
     def cases(self) -> list[Row]:
-        """One an image, by its place in the validation part."""
+        """One per image, by its place in the validation part."""
         return [{"image": place} for place in self.chosen("val", self.images_used).tolist()]
 
     @torch.no_grad()
@@ -44,15 +45,15 @@ class Digits(OneNetwork):
         net = self.network
         net.block.solver = Dopri5(self.tolerance, self.tolerance)
         image, label = self.images("val", torch.tensor([int(number(case, "image"))]))
-        confidence, digit = net(image).softmax(1).max(1)
-        stats = net.block.solves[-1].forward
+        with recorded_solves(net) as solves:
+            confidence, digit = net(image).softmax(1).max(1)
         return {
             "label": int(label),
             "predicted": int(digit),
             "confidence": float(confidence),
             "correct": bool(digit == label),
-            "evaluations": stats.evaluations,
-            "rejected": stats.rejected,
+            "evaluations": solves[0].evaluations,
+            "rejected": solves[0].rejected,
             "n": 1,
         }
 
@@ -65,14 +66,14 @@ class Digits(OneNetwork):
             (right, "right", {"marker": "o", "c": COLOURS[3], "s": 10, "alpha": 0.5}),
             (wrong, "wrong", {"marker": "x", "c": "black", "s": 28}),
         ):
-            # the logarithm of what is missing to certainty tells confident digits apart
+            # on a logarithmic scale of doubt, confident digits differ visibly
             doubt = [max(1 - number(row, "confidence"), 1e-7) for row in group]
-            # evaluations come in steps of six; spread, so that points do not hide each other
+            # evaluations come in steps of six: jitter keeps points from hiding each other
             spread = 4 * (torch.rand(len(group), generator=torch.Generator().manual_seed(0)) - 0.5)
             work = torch.tensor([number(row, "evaluations") for row in group]) + spread
             scatter.scatter(work.numpy(), doubt, label=f"{label} ({len(group)})", **style)
         scatter.set(yscale="log", ylabel="doubt: 1 - confidence")
-        scatter.set_xlabel("evaluations (NFE), spread by up to 2 to be seen")
+        scatter.set_xlabel("evaluations (NFE), with a jitter of up to 2")
         scatter.legend(loc="best")
         for digit in range(CLASSES):
             counts = torch.tensor([number(row, "evaluations") for row in rows if row["label"] == digit])
@@ -87,7 +88,7 @@ class Digits(OneNetwork):
         return figure
 
     def _pictures(self, axes: Any, rows: list[Row], title: str) -> None:
-        """Digits in a grid, each with its evaluations and, where wrong, what it was taken for."""
+        """Digits in a grid, each with its evaluations and, where wrong, the prediction."""
         chosen = torch.tensor([int(number(row, "image")) for row in rows])
         images, gap = self.data().parts["val"].images[chosen].float() / 255, 12
         axes.imshow(tile(images, 4, gap, fill=float("nan")).numpy(), cmap="gray_r")

@@ -1,4 +1,4 @@
-"""What does the ODE do to a digit? States on their way from t = 0 to 1."""
+"""What does the ODE do to a digit? Its state y(t) from t = 0 to 1."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,7 +49,7 @@ class Flow(OneNetwork):
         return [index / (self.frames - 1) for index in range(self.frames)]
 
     def check(self) -> None:
-        """Refuse a film without a beginning and an end."""
+        """Refuse too few digits or frames."""
         super().check()
         if self.images_used < 20:
             raise ValueError(f"images_used must be at least 20, to see classes in them: {self.images_used}")
@@ -57,7 +57,7 @@ class Flow(OneNetwork):
             raise ValueError(f"frames must be 5, 9, 13, ..., so that quarters of [0, 1] are among them: {self.frames}")
 
     def cases(self) -> list[Row]:
-        """One a time."""
+        """One per time."""
         return [{"t": t} for t in self.times()]
 
     @cached_property
@@ -111,27 +111,17 @@ class Flow(OneNetwork):
             axes.set_title(f"t = {t:g}", fontsize=10)
         panels[0].set_ylabel("2nd principal component of y(1)", fontsize=8)
         panels[1].set_xlabel("1st principal component of y(1)", fontsize=8)
-        self._curves(middle.subplots(1, 3), rows)
+        draw_curves(middle.subplots(1, 3), rows)
         self._maps(bottom.subplots(1, DRAWN))
         return figure
 
     def _scatter(self, axes: Axes, points: Tensor) -> None:
-        """A digit a point, drawn as the digit that it is, which also serves in grey."""
+        """Each point is drawn as the digit it is, so that classes can be told apart without colour."""
         _, labels = self.seen
         for digit in range(CLASSES):
             x, y = points[labels.cpu() == digit].T.numpy()
             style = {"marker": f"${digit}$", "s": 22, "linewidths": 0.2}
             axes.scatter(x, y, c=f"C{digit}", **style)
-
-    @staticmethod
-    def _curves(panels: Any, rows: list[Row]) -> None:
-        scale = {"accuracy": 100.0, "separation": 1.0, "direction": 1.0}
-        labels = ("accuracy of the head on y(t), %", "separation of the classes", "cosine of dy/dt with dy/dt at t = 0")
-        for axes, key, label in zip(panels, scale, labels, strict=True):
-            axes.plot([row["t"] for row in rows], [scale[key] * number(row, key) for row in rows], color="black")
-            axes.set_xlabel("t")
-            axes.set_title(label, fontsize=9)
-            axes.grid(alpha=0.3)
 
     def _maps(self, panels: Any) -> None:
         """Channels down, time across, one digit a panel."""
@@ -158,7 +148,7 @@ class Flow(OneNetwork):
         bar.set_label("state y(t)", fontsize=9)
 
     def extras(self, rows: list[Row]) -> None:
-        """The projection as a film, `flow.gif`, that runs to t = 1, rests there and runs back."""
+        """Write the projection as a film, `flow.gif`, that runs to t = 1, rests there and runs back."""
         points, times = self.projected(), self.times()
         figure = new_figure(4.2, 4.2)
         axes = figure.subplots()
@@ -176,6 +166,17 @@ class Flow(OneNetwork):
         film = animation.FuncAnimation(figure, show, frames=order, blit=False, cache_frame_data=False)
         writer = animation.PillowWriter(fps=max(1, round(len(order) / SECONDS)))
         film.save(self.folder / "flow.gif", writer=writer)
+
+
+def draw_curves(panels: Any, rows: list[Row]) -> None:
+    """Accuracy, separation and direction over t."""
+    scale = {"accuracy": 100.0, "separation": 1.0, "direction": 1.0}
+    labels = ("accuracy of the head on y(t), %", "separation of the classes", "cosine of dy/dt with dy/dt at t = 0")
+    for axes, key, label in zip(panels, scale, labels, strict=True):
+        axes.plot([row["t"] for row in rows], [scale[key] * number(row, key) for row in rows], color="black")
+        axes.set_xlabel("t")
+        axes.set_title(label, fontsize=9)
+        axes.grid(alpha=0.3)
 
 
 def separation(y: Tensor, labels: Tensor) -> float:

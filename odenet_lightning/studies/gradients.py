@@ -1,4 +1,4 @@
-"""Is memory a problem? What each way to differentiate a solve costs, keeps and gets wrong."""
+"""Is memory a problem? Time, memory and error of each way to differentiate a solve."""
 
 import copy
 import statistics
@@ -18,6 +18,7 @@ from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.solvers import Dopri5, Midpoint, Solver
 from odenet_lightning.studies.memory import HeldBytes, LiveBytes
 from odenet_lightning.studies.networks import TrainedBefore
+from odenet_lightning.studies.solves import recorded_solves
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
 
 GRADIENTS: dict[str, Gradient] = {
@@ -36,19 +37,19 @@ def flat_gradient(net: Classifier) -> Tensor:
 
 @dataclass
 class Gradients(TrainedBefore):
-    """What a training step costs, keeps and gets wrong under each gradient method.
+    """Time, memory and error of a training step under each gradient method.
 
     Two sweeps: Dopri5 over tolerances, and Midpoint over numbers of steps (the depth). Errors are of the
     whole network's gradient against one in float64 at a tolerance of 1e-8. `held_bytes` is the most that autograd
-    keeps at a time for the way back; `peak_bytes` is the most that all tensors of a step take at a time, parameters
-    and optimiser aside, of which `images_per_gib` follows: on CUDA the allocator's own count, on the CPU
-    `LiveBytes`, to which allocators add what they waste.
+    keeps at a time for the backward pass; `peak_bytes` is the most that all tensors of a step take at a time, without
+    parameters and optimiser: on CUDA the allocator's own count, on the CPU `LiveBytes`, to which allocators add.
+    `images_per_gib` follows from it.
 
     Args:
         tolerances: of Dopri5, rtol = atol.
         depths: numbers of midpoint steps.
-        batch_size: images a step.
-        repeats: timed steps a case, of which the median counts.
+        batch_size: images per step.
+        repeats: timed steps per case, of which the median counts.
     """
 
     tolerances: list[float] = field(default_factory=lambda: [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
@@ -76,7 +77,7 @@ class Gradients(TrainedBefore):
         return [{"gradient": name, "rtol": rtol, "num_steps": n} for rtol, n in sweep for name in GRADIENTS]
 
     def network(self, solver: Solver, gradient: Gradient) -> Classifier:
-        """The studied network with another solver and gradient; warm steps are left out, to start alike."""
+        """The studied network with another solver and gradient, without warm steps, so that all start alike."""
         torch.manual_seed(self.seed)
         net = self.loaded() or ODENet()
         for block in net.ode_blocks:
@@ -125,17 +126,14 @@ class Gradients(TrainedBefore):
             if cuda:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - begin)
-        for block in net.ode_blocks:
-            block.forget_solves()
         net.zero_grad()
-        with HeldBytes(net) as held:
+        with recorded_solves(net) as solves, HeldBytes(net) as held:
             self.loss(net).backward()
-        solves = [solve for block in net.ode_blocks for solve in block.solves]
         gradient, exact = flat_gradient(net), self.exact()
         peak = self.peak_bytes(net)
         return {
             "seconds": statistics.median(seconds[1:]),
-            "nfe_forward": sum(solve.forward.evaluations for solve in solves),
+            "nfe_forward": sum(solve.evaluations for solve in solves),
             "nfe_backward": sum(solve.backward.evaluations for solve in solves if solve.backward),
             "held_bytes": held.peak,
             "peak_bytes": peak,
@@ -152,9 +150,9 @@ class Gradients(TrainedBefore):
         adaptive = [row for row in rows if row["rtol"] is not None]
         fixed = [row for row in rows if row["num_steps"] is not None]
         self._lines(error, adaptive, "rtol", "relative_error", "relative error of the gradient")
-        self._lines(seconds, adaptive, "rtol", "seconds", "seconds a training step", f"batch {self.batch_size}")
-        self._lines(backward, adaptive, "rtol", "nfe_backward", "evaluations on the way back", "Backprop: none")
-        self._lines(images, fixed, "num_steps", "images_per_gib", "images a step that fit into 1 GiB")
+        self._lines(seconds, adaptive, "rtol", "seconds", "seconds per training step", f"batch {self.batch_size}")
+        self._lines(backward, adaptive, "rtol", "nfe_backward", "evaluations in the backward pass", "Backprop: none")
+        self._lines(images, fixed, "num_steps", "images_per_gib", "images per step that fit into 1 GiB")
         images.set_xlabel("depth: midpoint steps over [0, 1]")
         for axes in (error, seconds, backward):
             axes.set_xlabel("Dopri5's tolerance, rtol = atol")

@@ -13,10 +13,10 @@ from odenet_lightning.models import Classifier
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors made since it began that are alive: as many as there are now, and at most.
+    """Bytes of the live tensors made since it began: `now`, and at most, `peak`.
 
     A context manager. Each storage counts once, from the operation that made it until nothing refers to it. What a
-    kernel takes and gives back within an operation is not seen, nor what an allocator keeps or wastes.
+    kernel allocates and frees within an operation is not seen, nor what an allocator keeps or wastes.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation and count what it has made."""
+        """Run an operation and count the storages that it made."""
         del types
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
@@ -46,7 +46,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class HeldBytes:
-    """Bytes of the tensors that autograd keeps for the way back: as many as there are now, and at most.
+    """Bytes of the tensors that autograd keeps for the backward pass: `now`, and at most, `peak`.
 
     A context manager. Each storage counts once; parameters, which exist anyway, do not count.
     """
@@ -65,7 +65,7 @@ class HeldBytes:
         self.hooks.__exit__(*error)
 
     def change(self, tensor: Tensor, by: int) -> None:
-        """One user of a tensor's storage more or less."""
+        """Count one user of a tensor's storage more or less."""
         storage = tensor.untyped_storage()
         pointer = storage.data_ptr()
         if pointer in self.ignored:
@@ -79,7 +79,7 @@ class HeldBytes:
 
 
 class _Held:
-    """A tensor kept for the way back, counted while it lives."""
+    """A tensor kept for the backward pass, counted while it lives."""
 
     def __init__(self, count: HeldBytes, tensor: Tensor) -> None:
         self.count, self.tensor = count, tensor.detach()

@@ -1,4 +1,4 @@
-"""The four panels of Figure 3 of Chen et al. 2018: error, time and way back against evaluations; training's cost."""
+"""Does Figure 3 of Chen et al. 2018 hold here? Error, time and backward pass against evaluations; cost of training."""
 
 import copy
 import hashlib
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning import seed_everything
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,26 +24,27 @@ from odenet_lightning.gradients import Adjoint
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5, rms_norm
-from odenet_lightning.studies.networks import trainer_for
-from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number
+from odenet_lightning.studies.solves import recorded_solves
+from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number, numbers
+from odenet_lightning.studies.training import trainer_for
 
 
 @dataclass
 class Paper(Study):
     """Figure 3 of Chen et al. 2018 (arXiv:1806.07366), on the post's network, which costs a fraction of the paper's.
 
-    Trains with Dopri5 and the continuous adjoint, as the paper does, and counts evaluations on the way; then solves
-    with the final weights at each tolerance. Evaluations are averages a solve; `seconds` are of a way from point to
-    point in training, validation on ten batches with it, and of a solve forward at a tolerance.
+    Trains with Dopri5 and the continuous adjoint, as the paper does, counting evaluations; then solves with the
+    final weights at each tolerance. Evaluations are averages per solve; `seconds` are, in training, of the steps
+    between two points and validation on ten batches; at a tolerance, of a forward solve.
 
     Args:
         channels: width of the network.
         tolerance: trained with, rtol = atol.
         tolerances: solved with in the end.
-        points: how often training's evaluations are counted.
-        steps: optimiser steps between two counts; each time, batches are drawn anew from all digits.
+        points: times at which evaluations are counted in training.
+        steps: optimiser steps between two counts, each time with batches drawn anew from all digits.
         lr: of AdamW, constant.
-        batch_size: images a step, and a solve.
+        batch_size: images per step and per solve.
         repeats: timed solves, of which the median counts.
     """
 
@@ -82,12 +84,12 @@ class Paper(Study):
         return training + [{"step": self.points * self.steps, "rtol": rtol} for rtol in self.tolerances]
 
     def measure(self, case: Row) -> Row:
-        """Some steps of training, or solves at a tolerance."""
+        """Train for some steps, or solve at a tolerance."""
         point, rtol = int(number(case, "step")) // self.steps, case["rtol"]
         return self._solve(point, rtol) if isinstance(rtol, float) else self._train(point)
 
     def _checkpoint(self, point: int) -> str:
-        """Of training at a point, by this code on this machine: what a killed study goes on from."""
+        """The path of the weights at a point, by this code on this machine: an interrupted study resumes from it."""
         settings = json.dumps([self.settings(), self.provenance], sort_keys=True).encode()
         return str(self.folder / "weights" / f"{hashlib.sha256(settings).hexdigest()[:12]}-{point}.ckpt")
 
@@ -97,13 +99,13 @@ class Paper(Study):
         return ClassifierModule(net, lambda p: AdamW(p, lr=self.lr, weight_decay=1e-4), schedule="constant")
 
     def _trained(self, point: int) -> str:
-        """The checkpoint at a point, made again where there is none."""
+        """The checkpoint at a point, trained again if it is missing."""
         if not Path(self._checkpoint(point)).is_file():
             self._train(point)
         return self._checkpoint(point)
 
     def _train(self, point: int) -> Row:
-        """On from the last point's checkpoint; what is an epoch to the trainer is the way from point to point."""
+        """Train on from the previous point's checkpoint; to the trainer, the steps between two points are an epoch."""
         before = self._trained(point - 1) if point > 1 else None
         data = copy.copy(self.data())  # with an order of its own
         data.batch_size = self.batch_size
@@ -133,7 +135,7 @@ class Paper(Study):
         }
 
     def _solve(self, point: int, rtol: float) -> Row:
-        """Forward and back at a tolerance, with the weights at a point, on one training batch."""
+        """Solve forward and backward at a tolerance, with the weights at a point, on one training batch."""
         module = self._module()
         module.load_state_dict(torch.load(self._trained(point), weights_only=True)["state_dict"])
         net = module.net.to(self.device).eval()
@@ -142,22 +144,22 @@ class Paper(Study):
         y0 = net.stem(images).detach()
         net.block.solver = Dopri5(rtol, rtol)
         forward, backward, y1 = [], [], y0
-        for _ in range(1 + self.repeats):
-            begin = time.perf_counter()
-            y1 = net.block(y0.requires_grad_())
-            forward.append(time.perf_counter() - begin)
-            loss = F.cross_entropy(net.head(y1), labels)
-            begin = time.perf_counter()
-            loss.backward()
-            backward.append(time.perf_counter() - begin)
-        record = net.block.solves[-1]
+        with recorded_solves(net) as solves:
+            for _ in range(1 + self.repeats):
+                begin = time.perf_counter()
+                y1 = net.block(y0.requires_grad_())
+                forward.append(time.perf_counter() - begin)
+                loss = F.cross_entropy(net.head(y1), labels)
+                begin = time.perf_counter()
+                loss.backward()
+                backward.append(time.perf_counter() - begin)
         if self.solved is None:
             reference = Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE)
             with torch.no_grad():
                 self.solved = reference.solve(Problem(net.block.field.double(), y0.detach().double())).y
         return {
-            "nfe_forward": record.forward.evaluations,
-            "nfe_backward": record.backward.evaluations if record.backward else 0,
+            "nfe_forward": solves[-1].evaluations,
+            "nfe_backward": solves[-1].backward.evaluations if solves[-1].backward else 0,
             "seconds": statistics.median(forward[1:]),
             "seconds_backward": statistics.median(backward[1:]),
             "relative_error": float(rms_norm(y1.detach().double() - self.solved) / rms_norm(self.solved)),
@@ -170,31 +172,45 @@ class Paper(Study):
         figure = new_figure(8.3, 6.4)
         (error, seconds), (backward, training) = figure.subplots(2, 2)
         solved = sorted((row for row in rows if row["rtol"] is not None), key=lambda row: -number(row, "rtol"))
-        work = [number(row, "nfe_forward") for row in solved]
-        error.plot(work, [row["relative_error"] for row in solved], **series_style(0))
-        for row in solved:
-            error.annotate(
-                f"{row['rtol']:g}", (number(row, "nfe_forward"), number(row, "relative_error")),
-                xytext=(6, 4), textcoords="offset points", fontsize=8,
-            )  # fmt: skip
-        error.margins(0.22, 0.14)  # room for the tolerances
-        error.set(yscale="log", ylabel="relative rms error of y(1)", title="(a) error, at each tolerance")
-        seconds.plot(work, [row["seconds"] for row in solved], label="forward", **series_style(0))
-        seconds.plot(work, [row["seconds_backward"] for row in solved], label="backward", **series_style(1))
-        seconds.set(ylabel=f"seconds, batch {self.batch_size}", title="(b) time", ylim=(0, None))
-        seconds.legend()
-        backward.plot(work, [row["nfe_backward"] for row in solved], label="measured", **series_style(0))
-        backward.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":", label="as many as forward")
-        backward.set(ylabel="evaluations backward", title="(c) the adjoint's way back", xlim=(0, None), ylim=(0, None))
-        backward.legend()
-        steps = [row for row in rows if row["rtol"] is None]
-        for index, (key, label) in enumerate((("nfe_forward", "forward"), ("nfe_backward", "backward"))):
-            x, y = [row["step"] for row in steps], [row[key] for row in steps]
-            training.plot(x, y, label=label, **series_style(index))
-        training.set(xlabel="optimiser step", ylabel="evaluations a solve", title=f"(d) training at {self.tolerance:g}")
-        training.legend()
+        draw_error(error, solved)
+        draw_costs(seconds, backward, solved)
+        seconds.set_ylabel(f"seconds, batch {self.batch_size}")
+        draw_training(training, [row for row in rows if row["rtol"] is None])
+        training.set_title(f"(d) training at tolerance {self.tolerance:g}")
         for axes in (error, seconds, backward):
             axes.set_xlabel("evaluations forward (NFE)")
         for axes in (error, seconds, backward, training):
             axes.grid(alpha=0.3)
         return figure
+
+
+def draw_error(axes: Axes, solved: list[Row]) -> None:
+    """Panel (a): the error of y(1) over evaluations, each point with its tolerance."""
+    work, errors = numbers(solved, "nfe_forward"), numbers(solved, "relative_error")
+    axes.plot(work, errors, **series_style(0))
+    for row, place in zip(solved, zip(work, errors, strict=True), strict=True):
+        axes.annotate(f"{row['rtol']:g}", place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.margins(0.22, 0.14)  # room for the tolerances
+    axes.set(yscale="log", ylabel="relative rms error of y(1)", title="(a) error, at each tolerance")
+
+
+def draw_costs(seconds: Axes, backward: Axes, solved: list[Row]) -> None:
+    """Panels (b) and (c): time, and evaluations of the backward pass, over those of the forward pass."""
+    work = numbers(solved, "nfe_forward")
+    seconds.plot(work, numbers(solved, "seconds"), label="forward", **series_style(0))
+    seconds.plot(work, numbers(solved, "seconds_backward"), label="backward", **series_style(1))
+    seconds.set(title="(b) time", ylim=(0, None))
+    seconds.legend()
+    backward.plot(work, numbers(solved, "nfe_backward"), label="measured", **series_style(0))
+    backward.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":", label="as many as forward")
+    backward.set(ylabel="evaluations backward", xlim=(0, None), ylim=(0, None))
+    backward.set_title("(c) the adjoint's backward pass")
+    backward.legend()
+
+
+def draw_training(axes: Axes, steps: list[Row]) -> None:
+    """Panel (d): evaluations per solve over optimiser steps."""
+    for index, label in enumerate(("forward", "backward")):
+        axes.plot(numbers(steps, "step"), numbers(steps, f"nfe_{label}"), label=label, **series_style(index))
+    axes.set(xlabel="optimiser step", ylabel="evaluations per solve")
+    axes.legend()

@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -49,12 +49,20 @@ def hardware(device: str) -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
+def package_version() -> str | None:
+    """The installed version; None in a checkout that is not installed."""
+    try:
+        return version("odenet_lightning")
+    except PackageNotFoundError:
+        return None
+
+
 def provenance(study: Study) -> Row:
-    """By what, on what and with which settings rows are measured."""
+    """The code, hardware and settings that rows are measured with."""
     settings = study.settings()
     return {
         "seed": study.seed,
-        "version": version("odenet_lightning"),
+        "version": package_version(),
         "commit": commit(),
         "torch": torch.__version__,
         "hardware": hardware(study.device),
@@ -70,10 +78,10 @@ def run(study: Study, folder: Path) -> list[Row]:
 
     Args:
         study: what to measure.
-        folder: where its files lie; made if need be.
+        folder: where its files go; made if need be.
 
     Raises:
-        ValueError: rows.csv there is no such study's, or another run is at it.
+        ValueError: rows.csv there is not this study's, or another run is at work in the folder.
     """
     study.check()
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +93,7 @@ def run(study: Study, folder: Path) -> list[Row]:
 
 
 def measure(study: Study, folder: Path) -> list[Row]:
-    """What `run` does, alone in the folder."""
+    """Do what `run` does, holding its lock."""
     ledger, source = Ledger(folder / "rows.csv"), provenance(study)
     study.folder, study.provenance = folder, source
     cases = study.cases()
@@ -95,7 +103,7 @@ def measure(study: Study, folder: Path) -> list[Row]:
     if len(missing) < len(cases):
         print(f"{len(cases) - len(missing)} of {len(cases)} rows are there already ({ledger.path})")
     for case in tqdm(missing, desc=folder.name, unit="row", disable=None, file=sys.stderr):
-        # a case's own seed stands for the study's
+        # a case's own seed replaces the study's
         ledger.append({**case, **study.measure(case), **{k: v for k, v in source.items() if k not in case}})
     rows = [row for row in ledger.find(cases, str(source["config"])) if row is not None]
     publish(study.draw(rows), folder, len(rows))
@@ -107,7 +115,7 @@ def measure(study: Study, folder: Path) -> list[Row]:
 
 
 def warn_of_others(rows: list[Row], source: Row) -> None:
-    """Say where rows that were kept come from elsewhere."""
+    """Warn of kept rows that another version, commit or machine measured."""
     for key in COMPARED:
         others = {str(row[key]) for row in rows} - {str(source[key])}
         if others:
@@ -119,7 +127,7 @@ def warn_of_others(rows: list[Row], source: Row) -> None:
 
 
 def publish(figure: Figure, folder: Path, step: int) -> None:
-    """Write a figure as PNG and into TensorBoard's event file; it is used up."""
+    """Write a figure as PNG and into TensorBoard's event file, and release it."""
     figure.savefig(folder / "figure.png")
     with SummaryWriter(str(folder)) as writer:
         writer.add_figure("study", figure, step, close=False)

@@ -1,4 +1,4 @@
-"""Is the network an ODE, or does it remember its solver? One set of weights under every solver."""
+"""Is the network an ODE, or has it learned its solver? The same weights under every solver."""
 
 import copy
 import time
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from odenet_lightning.figures import new_figure, series_style
 from odenet_lightning.models import Classifier
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Solver, TorchDiffEq, Tsit5, rms_norm
-from odenet_lightning.studies.networks import TrainedBefore, trained_odenet
+from odenet_lightning.studies.networks import TrainedBefore
+from odenet_lightning.studies.solves import recorded_solves
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
+from odenet_lightning.studies.training import trained_odenet
 
-FIXED: dict[str, Callable[..., Solver]] = {"Euler": Euler, "Midpoint": Midpoint, "Heun": Heun, "RK4": RK4}
-ADAPTIVE: dict[str, Callable[..., Solver]] = {"Bosh3": Bosh3, "Dopri5": Dopri5, "Tsit5": Tsit5}
+FIXED: dict[str, Callable[..., Solver]] = {kind.__name__: kind for kind in (Euler, Midpoint, Heun, RK4)}
+ADAPTIVE: dict[str, Callable[..., Solver]] = {kind.__name__: kind for kind in (Bosh3, Dopri5, Tsit5)}
 LIBRARY = "torchdiffeq dopri5"
 BATCH = 250
-COMPARED = 32  # images whose y(1) is held against the reference
+COMPARED = 32  # images whose y(1) is compared with the reference
 
 # name -> the solver trained with, None for one midpoint step and in the last epoch two
 TRAINED = {"one Euler step": Euler(num_steps=1), "midpoint, two steps": None}
@@ -28,7 +30,7 @@ TRAINED = {"one Euler step": Euler(num_steps=1), "midpoint, two steps": None}
 
 @dataclass
 class Solvers(TrainedBefore):
-    """Work and precision: trained networks retested under every solver and tolerance.
+    """Cost and accuracy: trained networks tested under every solver and tolerance.
 
     The error is the relative rms error of y(1), for 32 digits, against a solve in float64 at 1e-8; accuracy is on
     validation digits. A network that is an ODE keeps its accuracy under every solver that is accurate enough; one that
@@ -63,7 +65,7 @@ class Solvers(TrainedBefore):
         self.references: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def names(self) -> list[str]:
-        """Of the networks."""
+        """The networks' names, in the order in which they are measured."""
         return ["checkpoint"] if self.ckpt_path else list(TRAINED)
 
     def cases(self) -> list[Row]:
@@ -115,15 +117,13 @@ class Solvers(TrainedBefore):
             block.solver, block.warm_step = copy.copy(solver), None
         images, labels = self.images("val", self.chosen("val", self.images_used))
         error = self.error(name, net, images[:COMPARED])  # warms up, too
-        for block in net.ode_blocks:
-            block.forget_solves()
         begin, right, batches = time.perf_counter(), 0, images.split(BATCH)
-        for batch, truth in zip(batches, labels.split(BATCH), strict=True):
-            right += int((net(batch).argmax(1) == truth).sum())
+        with recorded_solves(net) as solves:
+            for batch, truth in zip(batches, labels.split(BATCH), strict=True):
+                right += int((net(batch).argmax(1) == truth).sum())
         seconds = time.perf_counter() - begin
-        solves = [solve for block in net.ode_blocks for solve in block.solves]
         return {
-            "evaluations": sum(solve.forward.evaluations for solve in solves) / len(batches),
+            "evaluations": sum(solve.evaluations for solve in solves) / len(batches),
             "seconds_per_1000": seconds / len(images) * 1_000,
             "relative_error": error,
             "accuracy": right / len(images),
@@ -131,7 +131,7 @@ class Solvers(TrainedBefore):
         }
 
     def draw(self, rows: list[Row]) -> Figure:
-        """Error and accuracy over evaluations, a column a network."""
+        """Error and accuracy over evaluations, one column per network."""
         names = list(dict.fromkeys(str(row["network"]) for row in rows))
         figure = new_figure(8.3 if len(names) > 1 else 5.0, 6.4)
         grid = figure.subplots(2, len(names), squeeze=False, sharex=True, sharey="row")

@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,8 +20,8 @@ from odenet_lightning.sources import Source
 Value = str | int | float | bool | None
 Row = dict[str, Value]
 
-# of float64 solves that others are held against. The relu's kinks leave a solve's error at some twenty times its
-# tolerance, and make smaller ones take minutes
+# of the float64 solves that others are compared with. The relu's kinks leave a solve's error at some twenty times its
+# tolerance, and make smaller tolerances take minutes
 REFERENCE_TOLERANCE = 1e-8
 
 # fields that say where things lie, not what is measured
@@ -34,12 +35,17 @@ def number(row: Row, key: str) -> float:
     return float(value)
 
 
+def numbers(rows: Sequence[Row], key: str) -> list[float]:
+    """A column of numbers."""
+    return [number(row, key) for row in rows]
+
+
 @dataclass
 class Study(ABC):
     """What all studies share: digits, a seed and a device.
 
-    A study names its cases beforehand and measures them one by one, so that an interrupted one can go
-    on where it was. Subclasses are dataclasses; their fields are the command line's flags.
+    A study names its cases beforehand and measures them one by one, so that an interrupted one can be
+    resumed. Subclasses are dataclasses; their fields are the command line's flags.
 
     Args:
         root: folder for data, in torchvision's layout.
@@ -52,7 +58,7 @@ class Study(ABC):
     source: Source = "auto"
     seed: int = 0
     device: str = "cpu"
-    # values of the fields with which it runs in under a minute, on the sample
+    # values of the fields with which it runs in under a minute on the sample
     quick: ClassVar[dict[str, Any]] = {}
     # fields that choose the cases: a row does not depend on them
     sweeps: ClassVar[tuple[str, ...]] = ()
@@ -60,7 +66,7 @@ class Study(ABC):
     shown: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        # of this study's files, and what is known of the code and the machine; set by who runs it
+        # the folder of this study's files, and the rows' provenance; `run` sets both
         self.folder = Path()
         self.provenance: Row = {}
         self.digits: MNISTDataModule | None = None
@@ -71,7 +77,7 @@ class Study(ABC):
         return None
 
     def settings(self) -> dict[str, Any]:
-        """What a row depends on beside its case."""
+        """What a row depends on besides its case."""
         fields = asdict(self)
         settings = {key: value for key, value in fields.items() if key not in (*PLACES, *self.sweeps)}
         if self.checkpoint:
@@ -92,11 +98,11 @@ class Study(ABC):
         """Draw what was measured."""
 
     def table(self, rows: list[Row]) -> list[Row]:
-        """What is printed in the end."""
+        """The table printed at the end."""
         return [{key: row[key] for key in self.shown} for row in rows]
 
     def extras(self, rows: list[Row]) -> None:  # noqa: B027 -- most have none
-        """Write what else there is to see into the study's folder."""
+        """Write further files into the study's folder."""
 
     def check(self) -> None:
         """Refuse settings that make no sense, before anything is measured.
@@ -120,7 +126,7 @@ class Study(ABC):
             raise ValueError("there is no CUDA device here: use --device cpu")
 
     def data(self) -> MNISTDataModule:
-        """The digits, loaded once; of a checkpoint, split as in its training, so that none was learned by heart."""
+        """The digits, loaded once; a checkpoint brings its split, so that it has seen no validation digit."""
         if self.digits is None:
             kept = kept_data(load_checkpoint(self.checkpoint)) if self.checkpoint else {}
             split = {key: kept[key] for key in ("val_size", "split_seed") if key in kept}
@@ -134,7 +140,7 @@ class Study(ABC):
         return self.digits
 
     def chosen(self, part: str, count: int) -> Tensor:
-        """Places in a part of `count` images, drawn by the seed (of all, where it has fewer)."""
+        """Indices of `count` images of a part (of all, if it has fewer), drawn by the seed."""
         total = len(self.data().parts[part])
         return torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[:count]
 

@@ -1,1 +1,0 @@
-"""Benchmarks: commands, not tests. python -m odenet_lightning.benchmarks.solve"""

@@ -1,0 +1,232 @@
+"""Tables in Markdown of the reference studies' rows, in `lightning_logs/reference-study-*`."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from odenet_lightning.studies.depth import Depth
+from odenet_lightning.studies.ledger import Ledger
+from odenet_lightning.studies.study import Row, Value, number
+
+LOGS = Path(__file__).parents[2] / "lightning_logs"
+MIB = 2**20
+MISSING = "-"
+
+
+def reference(study: str, file: str = "rows.csv") -> list[Row]:
+    """A reference study's rows."""
+    return Ledger(LOGS / f"reference-study-{study}" / file).rows
+
+
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table; all but the first column to the right."""
+    marks = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, marks, *lines))
+
+
+def shown(value: Value, form: str = "g", unit: str = "") -> str:
+    """A value in a format, or a dash where it is not known."""
+    return MISSING if value is None else f"{value:{form}}{unit}"
+
+
+def percent(value: float, sd: float | None = None) -> str:
+    """A share, and its standard deviation over runs."""
+    return f"{100 * value:.2f} %" + (f" ± {100 * sd:.2f}" if sd is not None else "")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation of shares."""
+    return percent(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def duration(seconds: Sequence[float]) -> str:
+    """The range of some times, in seconds or minutes."""
+    scale, unit = (60, "min") if max(seconds) >= 300 else (1, "s")
+    low, high = (f"{value / scale:.3g}" for value in (min(seconds), max(seconds)))
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
+
+
+def outcome(runs: list[Row], known: Row, key: str) -> tuple[str, int]:
+    """A group's accuracy of one kind and the number of runs behind it, from its runs or from what is known of them."""
+    values = [number(row, key) for row in runs if row[key] is not None]
+    if values:
+        return spread(values), len(values)
+    if known.get(key) is None:
+        return MISSING, 0
+    sd = number(known, f"{key}_sd") if known[f"{key}_sd"] is not None else None
+    return percent(number(known, key), sd), int(number(known, "retest_runs" if key == "retest" else "runs"))
+
+
+def recipe_lines() -> list[list[str]]:
+    """A line for each recipe and machine, from single runs where they are known and else from their summary."""
+
+    def key(row: Row) -> tuple[Value, ...]:
+        return tuple(row[name] for name in ("recipe", "epochs", "parameters", "hardware", "threads"))
+
+    runs, summaries = reference("recipes"), {key(row): row for row in reference("recipes", "summaries.csv")}
+    lines = []
+    groups = dict.fromkeys([*map(key, runs), *summaries])
+    names = [group[0] for group in groups]
+    for group in sorted(groups, key=lambda group: names.index(group[0])):
+        mine, known = [row for row in runs if key(row) == group], summaries.get(group, {})
+        recipe, epochs, parameters, hardware, threads = group
+        accuracy, n = outcome(mine, known, "accuracy")
+        retest, retested = outcome(mine, known, "retest")
+        times = [known.get(name) for name in ("seconds_low", "seconds", "seconds_high")]
+        seconds = [float(v) for v in [*(row["seconds"] for row in mine), *times] if isinstance(v, int | float)]
+        name = f"`{recipe}`" if str(recipe).endswith(".yaml") else str(recipe)
+        lines.append(
+            [
+                *(name, str(epochs), f"{parameters:,}", accuracy, str(n) if n else MISSING),
+                retest + (f" (n = {retested})" if retested not in (0, n) else ""),
+                duration(seconds) if seconds else MISSING,
+                str(hardware) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else ""),
+            ]
+        )
+    return lines
+
+
+RECIPE_HEADS = ("recipe", "epochs", "parameters", "test accuracy", "n", "under `Dopri5` at 1e-3", "time", "on")
+FRONT = ("`blog.yaml`", "`fast.yaml`", "`record.yaml`", "`paper.yaml`", "`paper_resnet6.yaml`", "`paper_none.yaml`")
+
+
+def recipes() -> str:
+    """All recipes on all machines."""
+    return markdown(RECIPE_HEADS, recipe_lines())
+
+
+def results() -> str:
+    """A few recipes, each where it was retested, and in the most runs."""
+    lines = recipe_lines()
+    chosen = []
+    for name in FRONT:
+        mine = [line for line in lines if line[0] == name]
+        chosen.append(max(mine, key=lambda line: (line[5] != MISSING, line[4].zfill(3))))
+    return markdown(RECIPE_HEADS, chosen)
+
+
+def choice() -> str:
+    """What the recipe of fast.yaml was chosen from."""
+    lines = [
+        [
+            f"`{row['optimizer']}`" + (", chosen" if row["chosen"] else ""),
+            *(shown(row["lr"]), str(row["epochs"])),
+            *(percent(number(row, "accuracy"), number(row, "accuracy_sd")), str(row["runs"])),
+        ]
+        for row in reference("recipes", "choice.csv")
+    ]
+    return markdown(("optimiser", "rate", "epochs", "validation accuracy", "n"), lines)
+
+
+def pairs(study: str) -> str:
+    """Two ways in turn."""
+    lines = [
+        [
+            *(f"{row['a']} / {row['b']}", str(row["batch"]), *([f"{row['rtol']:g}"] if "rtol" in row else [])),
+            *(shown(row["a_ms"], ",.1f"), shown(row["b_ms"], ",.1f")),
+            *(f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})", str(row["n"])),
+            f"{row['hardware']}, {row['threads']} threads",
+        ]
+        for row in reference(study)
+    ]
+    tolerance = ["tolerance"] if "rtol" in reference(study)[0] else []
+    return markdown(("A / B", "batch", *tolerance, "A, ms", "B, ms", "A / B in time", "n", "on"), lines)
+
+
+def gradients() -> str:
+    """Cost and error of the gradient methods at three tolerances, and at three depths."""
+    wanted = [(0.1, None), (1e-3, None), (1e-6, None), (None, 4), (None, 16), (None, 64)]
+    lines = [
+        [
+            *(f"`{row['gradient']}`", f"`Dopri5` at {rtol:g}" if rtol else f"`Midpoint`, {steps} steps"),
+            *(f"{1e3 * number(row, 'seconds'):.0f}", f"{row['nfe_forward']} / {row['nfe_backward']}"),
+            *(f"{number(row, key) / MIB:.1f}" for key in ("held_bytes", "peak_bytes")),
+            *(f"{row['images_per_gib']:,}", f"{number(row, 'relative_error'):.2g}"),
+        ]
+        for rtol, steps in wanted
+        for row in reference("gradients")
+        if (row["rtol"], row["num_steps"]) == (rtol, steps)
+    ]
+    heads = ("gradient", "solver", "ms per step", "evaluations forward / backward", "kept, MiB", "peak, MiB")
+    return markdown((*heads, "images in 1 GiB", "relative error"), lines)
+
+
+def solvers() -> str:
+    """Accuracy of two networks under ever more accurate solvers."""
+    rows = reference("solvers")
+    networks = list(dict.fromkeys(str(row["network"]) for row in rows))
+    wanted = [("Euler", 1, None), ("Midpoint", 1, None), ("Midpoint", 2, None), ("RK4", 4, None)]
+    wanted += [(name, None, rtol) for name in ("Dopri5", "torchdiffeq dopri5") for rtol in (1e-1, 1e-3, 1e-6)]
+    lines = []
+    for solver, steps, rtol in wanted:
+        mine = [row for row in rows if (row["solver"], row["num_steps"], row["rtol"]) == (solver, steps, rtol)]
+        cells = [
+            f"{number(row, 'accuracy'):.1%} ({number(row, 'evaluations'):.0f}, {number(row, 'relative_error'):.1g})"
+            for name in networks
+            for row in mine
+            if row["network"] == name
+        ]
+        lines.append(
+            [f"{solver}, {steps} step{'s' if steps > 1 else ''}" if steps else f"{solver} at {rtol:g}", *cells]
+        )
+    return markdown(("tested with", *(f"trained with {name}" for name in networks)), lines)
+
+
+def depth() -> str:
+    """Accuracy of the networks with different trunks."""
+    lines = [
+        [
+            *(str(line["network"]), f"{line['parameters']:,}"),
+            *(f"{line['accuracy']} {line['interval']}", f"{number(line, 'seconds'):.0f}", str(line["n"])),
+        ]
+        for line in Depth().table(reference("depth"))
+    ]
+    return markdown(("trunk", "parameters", "test accuracy, 95 % interval", "seconds", "n"), lines)
+
+
+def paper() -> str:
+    """Evaluations and error at each tolerance after training with the adjoint, and the evaluations before."""
+    rows = [row for row in reference("paper") if row["rtol"] is not None]
+    lines = [
+        [
+            *(f"{row['rtol']:g}", f"{row['nfe_forward']:.0f}", f"{row['nfe_backward']:.0f}"),
+            f"{number(row, 'relative_error'):.1g}",
+        ]
+        for row in rows
+    ]
+    return markdown(("tolerance", "evaluations forward", "evaluations backward", "relative error of y(1)"), lines)
+
+
+def flow() -> str:
+    """What the head reads from y(t), and how the direction turns."""
+    lines = [
+        [f"{row['t']:g}", *(f"{number(row, 'accuracy'):.1%}", f"{row['direction']:.2f}", f"{row['separation']:.2f}")]
+        for row in reference("flow")
+        if row["t"] in (0, 0.25, 0.5, 0.75, 1)
+    ]
+    return markdown(("t", "the head reads", "cosine of dy/dt with t = 0", "separation of classes"), lines)
+
+
+def digits() -> str:
+    """Evaluations of right and wrong digits and of the classes that need the most and the fewest."""
+    rows = reference("digits")
+    groups = {"right": [row for row in rows if row["correct"]], "wrong": [row for row in rows if not row["correct"]]}
+    classes = {label: [row for row in rows if row["label"] == label] for label in range(10)}
+    work = {label: statistics.mean(number(row, "evaluations") for row in mine) for label, mine in classes.items()}
+    for label in (max(work, key=lambda label: work[label]), min(work, key=lambda label: work[label])):
+        groups[f"the digit {label}"] = classes[label]
+    lines = [
+        [
+            *(name, f"{statistics.mean(number(row, 'evaluations') for row in mine):.1f}"),
+            *(f"{statistics.mean(number(row, 'confidence') for row in mine):.1%}", str(len(mine))),
+        ]
+        for name, mine in groups.items()
+    ]
+    return markdown(("digits", "evaluations alone, mean", "confidence, mean", "n"), lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    **{"results": results, "recipes": recipes, "choice": choice},
+    **{name: (lambda name=name: pairs(name)) for name in ("steps", "loop", "evaluate")},
+    **{"gradients": gradients, "solvers": solvers, "depth": depth, "paper": paper, "flow": flow, "digits": digits},
+}

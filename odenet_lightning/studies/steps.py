@@ -1,0 +1,166 @@
+"""What does a training step cost? This project's steps against each other, torchdiffeq's and torchode's."""
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+import torchdiffeq
+from torch import Tensor
+from torch.nn import functional as F
+
+from odenet_lightning.gradients import Backprop, Checkpoint, Gradient
+from odenet_lightning.models import ODENet
+from odenet_lightning.solvers import Dopri5
+from odenet_lightning.studies.pairs import PairStudy, Way
+from odenet_lightning.studies.solves import recorded_solves
+from odenet_lightning.studies.study import Row, number
+
+Block = Callable[[Tensor], Tensor]  # y(0) -> y(1)
+
+WARM, HEURISTIC, CHECKPOINT = "Dopri5, warm first step", "Dopri5, heuristic first step", "Dopri5, warm, Checkpoint"
+COMPILED, PARTS = "Dopri5, warm, compiled", "its evaluations, stem and head alone"
+ADJOINT, BACKPROP, TORCHODE = "torchdiffeq odeint_adjoint", "torchdiffeq odeint", "torchode AutoDiffAdjoint"
+
+# A, B and the tolerance, rtol = atol; the post solves at 0.1 with odeint_adjoint
+PAIRS = (
+    *((WARM, ADJOINT, 0.1), (WARM, BACKPROP, 1e-3), (WARM, TORCHODE, 1e-3), (WARM, PARTS, 0.1)),
+    *((CHECKPOINT, WARM, 0.1), (BACKPROP, ADJOINT, 0.1), (HEURISTIC, BACKPROP, 0.1), (WARM, HEURISTIC, 0.1)),
+    (COMPILED, WARM, 0.1),
+)
+
+
+@dataclass
+class Steps(PairStudy):
+    """A step of SGD on the post's network (`ODENet`), forward, backward and update, two ways in turn.
+
+    Both have the same untrained weights and the same digits. Libraries solve with their dopri5 at the same tolerances;
+    torchode, whose steps are controlled image by image, is measured when it is installed.
+
+    Args:
+        batch_sizes: images a step.
+        compile: also time the compiled step, which takes minutes.
+    """
+
+    batch_sizes: list[int] = field(default_factory=lambda: [16, 128])
+    repeats: int = 31
+    compile: bool = False
+
+    warm_up: ClassVar[int] = 4
+    work: ClassVar[str] = "a training step"
+    quick: ClassVar[dict[str, Any]] = {"batch_sizes": [16], "repeats": 7}
+    sweeps: ClassVar[tuple[str, ...]] = ("batch_sizes", "compile")
+    shown: ClassVar[tuple[str, ...]] = ("a", "b", "batch", "rtol", "a_ms", "b_ms", "ratio", "low", "high", "n")
+
+    def cases(self) -> list[Row]:
+        """Every pair at every batch size."""
+        left_out = {COMPILED} if not self.compile else set()
+        left_out |= {TORCHODE} if not importlib.util.find_spec("torchode") else set()
+        return [
+            {"a": a, "b": b, "batch": size, "rtol": rtol}
+            for a, b, rtol in PAIRS
+            for size in self.batch_sizes
+            if not {a, b} & left_out
+        ]
+
+    def ways(self, case: Row) -> tuple[Way, Way]:
+        """Two kinds of step."""
+        size, rtol = int(number(case, "batch")), number(case, "rtol")
+        first, second = (self._way(str(case[key]), size, rtol) for key in ("a", "b"))
+        return first, second
+
+    def _way(self, name: str, size: int, rtol: float) -> Way:
+        if name in (ADJOINT, BACKPROP, TORCHODE):
+            net = self._net(rtol)
+            solve = by_torchode(net, rtol) if name == TORCHODE else by_torchdiffeq(net, rtol, name == ADJOINT)
+            return self._step(net, size, solve)
+        if name == PARTS:
+            return self._parts(size, rtol)
+        gradient = Checkpoint() if name == CHECKPOINT else Backprop()
+        net = self._net(rtol, gradient, "heuristic" if name == HEURISTIC else "warm")
+        if name == COMPILED:
+            net.block.compile_solve()
+        return self._step(net, size)
+
+    def _net(
+        self, rtol: float, gradient: Gradient | None = None, first_step: Literal["warm", "heuristic"] = "warm"
+    ) -> ODENet:
+        torch.manual_seed(self.seed)
+        return ODENet(solver=Dopri5(rtol, rtol, first_step=first_step), gradient=gradient).to(self.device)
+
+    def _step(self, net: ODENet, size: int, block: Block | None = None) -> Way:
+        """A step, the ODE block's output by `block` where given."""
+        images, labels = self.images("train", self.chosen("train", size))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            y = net.stem(images)
+            F.cross_entropy(net.head((block or net.block)(y)), labels).backward()
+            optimizer.step()
+
+        return self._timed(step)
+
+    def _timed(self, step: Callable[[], None]) -> Way:
+        def way() -> float:
+            begin = time.perf_counter()
+            step()
+            if self.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            return (time.perf_counter() - begin) * 1e3
+
+        return way
+
+    def _parts(self, size: int, rtol: float) -> Way:
+        """What a step cannot do without: its evaluations of the field, each forward and backward, stem and head."""
+        net = self._net(rtol)
+        warm = self._step(net, size)
+        with recorded_solves(net) as solves:
+            for _ in range(self.warm_up):
+                warm()
+        state = net.stem(self.images("train", self.chosen("train", size))[0]).detach().requires_grad_()
+        cotangent, zero = torch.ones_like(state), torch.zeros((), device=state.device)
+        rest = self._step(net, size, lambda y: y)
+
+        def step() -> None:
+            rest()
+            for _ in range(solves[-1].evaluations):
+                torch.autograd.grad(net.block.field(zero, state), (state, *net.block.field.parameters()), cotangent)
+
+        return self._timed(step)
+
+
+def by_torchdiffeq(net: ODENet, rtol: float, adjoint: bool) -> Block:
+    """The post's solve: dopri5, differentiated by the adjoint or by backpropagation."""
+    solve = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
+
+    def block(y: Tensor) -> Tensor:
+        states = solve(net.block.field, y, torch.tensor([0.0, 1.0], device=y.device), rtol=rtol, atol=rtol)
+        assert isinstance(states, Tensor)
+        return states[1]
+
+    return block
+
+
+def by_torchode(net: ODENet, rtol: float) -> Block:
+    """Dopri5 by torchode, differentiated by backpropagation."""
+    torchode: Any = importlib.import_module("torchode")  # an extra, with types of its own making
+    shape: list[int] = []
+
+    def evaluate(t: Tensor, y: Tensor) -> Tensor:
+        return net.block.field(t, y.view(-1, *shape)).flatten(1)
+
+    term = torchode.ODETerm(evaluate)
+    controller = torchode.IntegralController(atol=rtol, rtol=rtol, term=term)
+    solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), controller)
+
+    def block(y: Tensor) -> Tensor:
+        shape[:] = y.shape[1:]
+        start, end = torch.zeros(len(y), device=y.device), torch.ones(len(y), device=y.device)
+        problem = torchode.InitialValueProblem(y0=y.flatten(1), t_start=start, t_end=end, t_eval=None)
+        return solver.solve(problem).ys[:, -1].view_as(y)
+
+    return block

@@ -1,0 +1,47 @@
+"""python -m odenet_lightning.studies.tables: write the READMEs' tables anew from the committed rows.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, and is made by the function of that name in
+`reference.py` from `lightning_logs/reference-*`. Nothing else in the READMEs is touched.
+"""
+
+import re
+from pathlib import Path
+
+from odenet_lightning.studies.reference import TABLES
+
+ROOT = Path(__file__).parents[2]  # of a checkout
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def readmes() -> list[Path]:
+    """The project's READMEs."""
+    return [ROOT / "README.md", *sorted(ROOT.glob("[a-z]*/**/README.md"))]
+
+
+def with_tables(text: str) -> str:
+    """A README's text with every table made from the rows.
+
+    Raises:
+        ValueError: a block names no table.
+    """
+
+    def table(block: re.Match[str]) -> str:
+        begin, name, end = block.groups()
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r}: {', '.join(sorted(TABLES))}")
+        return f"{begin}{TABLES[name]()}\n{end}"
+
+    return BLOCK.sub(table, text)
+
+
+def main() -> None:
+    """Rewrite the files whose tables have changed, and name them."""
+    for path in readmes():
+        text = path.read_text()
+        if (new := with_tables(text)) != text:
+            path.write_text(new)
+            print(f"written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
