@@ -18,7 +18,7 @@ from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.solvers import Dopri5, Midpoint, Solver
 from odenet_lightning.studies.memory import HeldBytes, LiveBytes
 from odenet_lightning.studies.networks import TrainedBefore
-from odenet_lightning.studies.solves import recorded_solves
+from odenet_lightning.block import recorded_solves
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
 
 GRADIENTS: dict[str, Gradient] = {

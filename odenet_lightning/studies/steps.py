@@ -16,7 +16,7 @@ from odenet_lightning.gradients import Backprop, Checkpoint, Gradient
 from odenet_lightning.models import ODENet
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.pairs import PairStudy, Way
-from odenet_lightning.studies.solves import recorded_solves
+from odenet_lightning.block import recorded_solves
 from odenet_lightning.studies.study import Row, number
 
 Block = Callable[[Tensor], Tensor]  # y(0) -> y(1)
@@ -82,7 +82,7 @@ class Steps(PairStudy):
         gradient = Checkpoint() if name == CHECKPOINT else Backprop()
         net = self._net(rtol, gradient, "heuristic" if name == HEURISTIC else "warm")
         if name == COMPILED:
-            net.block.compile_solve()
+            net.block.compile_field()
         return self._step(net, size)
 
     def _net(
