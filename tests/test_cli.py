@@ -17,9 +17,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from odenet_lightning import ClassifierModule
-from odenet_lightning.arguments import PROGRAM, checkpoint_path, foreign_texts
 from odenet_lightning.callbacks import Throughput
-from odenet_lightning.cli import CLI, DEFAULT_NET, condense, main
+from odenet_lightning.cli import main
+from odenet_lightning.cli.app import CLI
+from odenet_lightning.cli.argv import defaults, split
+from odenet_lightning.cli.errors import PROGRAM, condense
+from odenet_lightning.cli.trust import foreign_texts
 from odenet_lightning.sources import load_sample
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
@@ -206,8 +209,7 @@ def test_predict_writes_a_table_and_a_sheet(
         (["fit", "--data.source", "sample", "--data.batch_size", "4001"], "4000 training images"),
         (["fit", "--data.source", "mnist"], "data/MNIST/raw"),
         (["fit", "--config", "none.yaml"], "none.yaml"),
-        (["train"], "invalid choice: 'train'"),
-        ([], "fit,validate,test,predict"),
+        (["train"], "no command 'train'"),
         (["test"], "--ckpt_path FILE"),
         (["test", "--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt"),
         (["test", "--ckpt_path", "text.ckpt"], "text.ckpt is not a checkpoint that can be read"),
@@ -291,11 +293,11 @@ def test_condense_finds_the_leaf() -> None:
     ],
 )
 def test_checkpoint_path(args: list[str], path: str | None) -> None:
-    assert checkpoint_path(args) == path
+    assert split(args, ("fit", "test")).checkpoint == path
 
 
 def test_default_net_is_the_posts_but_for_its_solver() -> None:
-    assert DEFAULT_NET["init_args"]["solver"]["init_args"] == {"rtol": 0.1, "atol": 0.1, "first_step": "warm"}
+    assert defaults()["model"]["net"]["init_args"]["solver"]["init_args"] == {"rtol": 0.1, "atol": 0.1, "first_step": "warm"}
 
 
 def test_own_field_and_network_plug_in_by_path(
@@ -363,7 +365,7 @@ RUN = {"class_path": "torch.utils.collect_env.subprocess.run"}
         ("optimizer", {"class_path": "torch.serialization.load", "init_args": {"f": "ran"}}),
         ("net", "bare"),
         ("net", {"class_path": "bare"}),
-        ("net", {"class_path": "odenet_lightning.cli.os.system", "init_args": {"command": "ran"}}),
+        ("net", {"class_path": "odenet_lightning.cli.app.os.system", "init_args": {"command": "ran"}}),
         ("net", {"class_path": "odenet_lightning.ODENet", "init_args": {"touch ran": 1}}),
         ("net", {"class_path": "odenet_lightning.ODENet", "init_args": {"channels": torch.zeros(1)}}),
     ],
@@ -410,7 +412,7 @@ def test_freed_memory_is_kept() -> None:
     """Its pages are not cleared and mapped anew each time; in a process of its own, as it cannot be undone."""
     code = (
         "import resource, torch\n"
-        "from odenet_lightning.allocator import keep_freed_memory\n"
+        "from odenet_lightning.cli.memory import keep_freed_memory\n"
         "keep_freed_memory()\n"
         "for i in range(25):\n"
         "    if i == 5: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
 from torchvision.transforms import v2
 
-from odenet_lightning.allocator import keep_freed_memory
+from odenet_lightning.cli.memory import keep_freed_memory
 from odenet_lightning.data import MNISTDataModule, normalise
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
