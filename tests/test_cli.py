@@ -297,7 +297,11 @@ def test_checkpoint_path(args: list[str], path: str | None) -> None:
 
 
 def test_default_net_is_the_posts_but_for_its_solver() -> None:
-    assert defaults()["model"]["net"]["init_args"]["solver"]["init_args"] == {"rtol": 0.1, "atol": 0.1, "first_step": "warm"}
+    assert defaults()["model"]["net"]["init_args"]["solver"]["init_args"] == {
+        "rtol": 0.1,
+        "atol": 0.1,
+        "first_step": "warm",
+    }
 
 
 def test_own_field_and_network_plug_in_by_path(

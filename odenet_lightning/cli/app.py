@@ -7,7 +7,6 @@ from random import SystemRandom
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import Namespace
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger

@@ -15,11 +15,11 @@ from jsonargparse import ArgumentParser
 from lightning import Callback, Trainer, seed_everything
 from torch.optim import AdamW
 
+from odenet_lightning.callbacks import CoarseStart
+from odenet_lightning.checkpoints import WholeCheckpointIO
 from odenet_lightning.cli.argv import texts
 from odenet_lightning.cli.errors import UsageError
 from odenet_lightning.cli.trust import foreign_texts, load_checkpoint
-from odenet_lightning.callbacks import CoarseStart
-from odenet_lightning.checkpoints import WholeCheckpointIO
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.models import Classifier, ODENet, OneBlock
 from odenet_lightning.module import ClassifierModule
