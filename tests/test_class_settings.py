@@ -155,6 +155,7 @@ def test_a_checkpoints_solver_does_not_set_another(workdir: Path) -> None:
     net = {"class_path": "odenet_lightning.models.ODENet", "init_args": {"channels": 3, "solver": trained}}
     settings = {"net": net, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}}
     checkpoint = {"state_dict": {}, "pytorch-lightning_version": "2.6.0", "hyper_parameters": settings}
+    checkpoint["datamodule_hyper_parameters"] = {}
     torch.save(checkpoint, "trained.ckpt")
     config = printed("test", "--ckpt_path", "trained.ckpt", "--model.net.solver", "Dopri5")
     assert {key: solver(config)["init_args"][key] for key in DOPRI5} == DOPRI5

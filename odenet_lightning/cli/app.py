@@ -34,7 +34,7 @@ from odenet_lightning.checkpoints import (
 )
 from odenet_lightning.cli.argv import CommandLine, bare_data, defaults, kept_data, kept_model
 from odenet_lightning.cli.errors import UsageError, condense
-from odenet_lightning.cli.layers import flat, is_spec
+from odenet_lightning.cli.layers import flat, is_spec, same_class
 from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, interrupted
 from odenet_lightning.cli.trust import load_checkpoint, refuse_foreign_classes
 from odenet_lightning.data import MNISTDataModule
@@ -100,7 +100,8 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """A checkpoint brings the model and the split it was trained with; configs and flags win, in this order."""
         command, path = self.line.command, self.line.checkpoint
-        base, given = self.line.settings(self._of_checkpoint(path) if path is not None else {})
+        trained = self._of_checkpoint(path) if path is not None else {}
+        base, given = self.line.settings(trained)
         if not self.line.data_class:
             base, given = bare_data(base), bare_data(given)
         else:
@@ -109,8 +110,12 @@ class CLI(LightningCLI):
         gone = {key: None for key, value in flat(defaults()).items() if is_spec(value) and key != "data"}
         self._subcommand_parsers[command].set_defaults({**gone, **flat(base)})
         configs = [f"--config={yaml.safe_dump(given)}"] if given else []
-        flags = [*self.line.flags, *(["--ckpt_path", path] if path is not None else [])]
+        flags = [*self.line.parsed_flags, *(["--ckpt_path", path] if path is not None else [])]
         self.config = parser.parse_args([command, *configs, *flags])
+        if path is not None and command == "fit":
+            refuse_another_optimizer(
+                trained["model"].get("optimizer"), self.config.as_dict()["fit"]["model"]["optimizer"]
+            )
         self.config[command].seed_everything = drawn_seed(self.config[command].seed_everything)
 
     def _of_checkpoint(self, path: str) -> dict[str, Any]:
@@ -122,9 +127,14 @@ class CLI(LightningCLI):
         checkpoint = load_checkpoint(path)
         model, data = kept_model(checkpoint.get("hyper_parameters", {})), kept_data(checkpoint)
         refuse_foreign_classes({"model": model, "data": data}, path, self.line.trusted)
+        if self.line.command == "fit" and not checkpoint.get("optimizer_states"):
+            raise UsageError(f"{path} holds weights without the optimiser's state: no run can be resumed from it")
         own = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")
         if own and not self.line.data_class:
             raise UsageError(f"{path} was trained on the data of {own}: name it, too (--data {own})")
+        parts = {"datamodule_hyper_parameters", MNISTDataModule.__qualname__}
+        if not self.line.data_class and not parts & checkpoint.keys():
+            rank_zero_warn(f"{path} does not say which data it was trained on: this run takes MNIST or its sample")
         return {"model": model, **({"data": {"init_args": data}} if data and not self.line.data_class else {})}
 
     @override
@@ -159,7 +169,13 @@ class CLI(LightningCLI):
         checkpoint = self._get(self.config_init, "checkpoint")
         if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == "best":
             checkpoint.filename = "best-{step}"  # several files need several names
-        return super().instantiate_trainer(**kwargs)
+        for name in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"):
+            if isinstance(trainer[name], int | float) and trainer[name] <= 0:
+                raise UsageError(f"--trainer.{name} must be positive, not {trainer[name]}")
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # so Lightning refuses some values
+            raise UsageError(f"trainer: {error}") from error
 
     def _version(self, root: str) -> str | None:
         """A SLURM job's own number for its fit, to be found again when it is requeued; else the next free number."""
@@ -220,6 +236,22 @@ class CLI(LightningCLI):
     def test(self, model: LightningModule, **kwargs: Any) -> None:
         """Lightning's table of results is left out: `TestReport` says it in a line."""
         self.trainer.test(model, **{**kwargs, "verbose": False})
+
+
+def refuse_another_optimizer(trained: Any, given: Any) -> None:
+    """Refuse to resume with an optimiser that cannot take up the checkpoint's state.
+
+    Args:
+        trained: the settings of the checkpoint's, where it names them.
+        given: those of this run.
+
+    Raises:
+        UsageError: the classes differ.
+    """
+    names = [spec["class_path"] if is_spec(spec) else spec for spec in (trained, given)]
+    if trained is not None and not same_class(*names):
+        one, other = (str(name).rpartition(".")[2] for name in names)
+        raise UsageError(f"the checkpoint was trained with {one}, this run has {other}: resume with the same optimiser")
 
 
 def drawn_seed(seed: bool | int) -> bool | int:

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import get_loader
 
 from odenet_lightning.cli.errors import UsageError
-from odenet_lightning.cli.layers import arguments, kept, laid_over, never, resolved
+from odenet_lightning.cli.layers import arguments, kept, laid_over, never, same_class
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.sources import Source
 
@@ -19,6 +19,7 @@ KEPT_DATA = ("batch_size", "val_size", "split_seed", "augment")
 
 DATA = "odenet_lightning.MNISTDataModule"
 CONFIG_FLAGS = ("--config", "-c")
+GROUPS = {"model", "data", "trainer", "checkpoint", "last", "pictures", "nfe"}
 WORDS = ("best", "last", "hpc", "registry", "null")  # Lightning's, in the place of a checkpoint's path
 
 
@@ -43,6 +44,8 @@ class CommandLine:
         """The checkpoint's path, where a file is named rather than one of Lightning's words."""
         paths = [value for key, value in pairs(self.flags) if key == ["ckpt_path"] and value is not None]
         path = paths[-1] if paths else self.configs.get("ckpt_path")
+        if path is not None and not isinstance(path, str):
+            raise UsageError(f"ckpt_path must name a file, not {path!r}")
         return path if path not in WORDS else None
 
     @property
@@ -56,11 +59,22 @@ class CommandLine:
         """The class of a data module of the user's own; what `--data.help` asks for is one, too."""
         if any(flag == "--data.help" or flag.startswith("--data.help=") for flag in self.flags):
             return "lightning.LightningDataModule"
-        named = self.configs.get("data", {}).get("class_path")
+        named = (self.configs.get("data") or {}).get("class_path")
         for key, value in pairs(self.flags):
-            if key in (["data"], ["data", "class_path"]) and isinstance(loaded(value), str):
-                named = value
-        return None if named is None or resolved(named) is MNISTDataModule else str(named)
+            if key in (["data"], ["data", "class_path"]):
+                given = loaded(value)
+                named = given.get("class_path", named) if isinstance(given, dict) else given
+        return None if named is None or same_class(named, DATA) else str(named)
+
+    @property
+    def parsed_flags(self) -> list[str]:
+        """The flags without the built-in data module's name, whose settings have no class before them."""
+        if self.data_class:
+            return self.flags
+        places = [i for i, flag in enumerate(self.flags) if flag in ("--data", "--data.class_path")]
+        named = {i for i in places if same_class("".join(self.flags[i + 1 : i + 2]), DATA)}
+        gone = named | {i + 1 for i in named}
+        return [flag for i, flag in enumerate(self.flags) if i not in gone and not flag.startswith("--data=odenet_")]
 
     def settings(self, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The built-in defaults, and the checkpoint's and configs' settings, so far as what is laid over them allows.
@@ -171,7 +185,13 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
         place = f" in line {mark.line + 1}" if mark else ""
         raise UsageError(f"{name} is not YAML{place}: {getattr(e, 'problem', None) or e}") from e
     if not isinstance(tree, dict):
-        raise UsageError(f"{name} {'is empty' if tree is None else 'holds no settings'}: give 'option: value' lines")
+        raise UsageError(
+            f"{name} {'is empty' if not text.strip() else 'holds no settings'}: give 'option: value' lines"
+        )
+    tree = {key: value for key, value in tree.items() if key not in GROUPS or value is not None}
+    for key in GROUPS & tree.keys():
+        if not isinstance(tree[key], dict) and not (key == "data" and isinstance(tree[key], str)):
+            raise UsageError(f"{name}: {key} needs 'option: value' lines of its own, not {str(tree[key])[:80]!r}")
     return tree
 
 

@@ -26,6 +26,14 @@ CLASS_HINTS = {
     r"Expected an instantiatable class, but .* is abstract": "its settings need its class before them",
 }
 
+# what Lightning says of options that this project's module cannot serve, as what to do about it
+FORESEEN = {
+    r"(?s).*using the learning rate finder.*": "LearningRateFinder needs the optimiser's rate as an attribute, which "
+    "this module does not have: compare runs with different --model.optimizer.lr instead",
+    r"(?s).*'ClassifierModule' object has no attribute '(\w+)'.*": r"a callback needs the module to have "
+    r"'\1', which it does not: leave the callback out",
+}
+
 
 def condense(message: str) -> str:
     """Jsonargparse's report of a failed parse, a tree over several lines, as the path to its most telling leaf."""
@@ -33,7 +41,7 @@ def condense(message: str) -> str:
     if not re.search(r"Does not validate| - Expected ", text):
         return text
     keys: list[str] = []
-    leaves: list[tuple[int, str]] = []  # each with its depth
+    leaves: list[tuple[bool, int, str]] = []  # each with whether it says more than a type, and its depth
     for part in re.split(r"(?:^|\s)-\s|Errors:|(?=Given value)", text):
         part = re.sub(r"Problem with given class_path '[^']*':", "", part).strip()
         while key := re.match(r'Parser key "([^"]+)":\s*', part):
@@ -41,13 +49,15 @@ def condense(message: str) -> str:
             part = part[key.end() :]
         if part and not part.startswith(NOISE):
             depth = len(keys) + bool(re.match(r"[\w.]+: ", part))
-            leaves.append((depth, f"{'.'.join(keys)}: {part}" if keys else part))
-    for _, leaf in leaves:
+            leaves.append((not part.startswith("Expected"), depth, f"{'.'.join(keys)}: {part}" if keys else part))
+    for *_, leaf in leaves:
         for pattern, hint in CLASS_HINTS.items():
             if re.search(pattern, leaf):
                 return re.sub(pattern, hint, leaf)
     # the deepest: what is wrong with an option of the class that was meant, not that it is no bool
-    return max(leaves, key=lambda leaf: leaf[0], default=(0, ""))[1]
+    told = max(leaves, key=lambda leaf: leaf[:2], default=(False, 0, ""))[2]
+    named = re.search(r"Given value: Namespace\(class_path='[\w.]*?(\w+)'", text)
+    return f"{named.group(1)}: {told}" if named and not keys and named.group(1) not in told else told
 
 
 def quieten() -> None:
@@ -81,10 +91,13 @@ def explain(error: BaseException) -> str:
     if re.search(r"gloo/transport|NCCL (error|communicator)", text):
         return (
             "another process of this run has ended, or cannot be reached: see its own error; "
-            "what was trained is in last.ckpt, and --ckpt_path goes on from there"
+            "what was trained is in last.ckpt, and --ckpt_path resumes from there"
         )
+    for pattern, hint in FORESEEN.items():
+        if re.fullmatch(pattern, text):
+            return re.sub(pattern, hint, text)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    if isinstance(error, RuntimeError | ValueError | MisconfigurationException) and text:
+    if isinstance(error, RuntimeError | ValueError | ImportError | MisconfigurationException) and text:
         return text
     return f"{type(error).__name__}: {text} (unexpected; set {DEBUG}=1 to see where it was raised)"

@@ -38,11 +38,14 @@ def never(one: Any, other: Any) -> bool:
 
 def arguments(tree: dict[str, Any]) -> dict[str, Any]:
     """The settings inside: a class's init_args, else all of them."""
-    return (tree.get("init_args") or {}) if is_spec(tree) else tree
+    inner = tree.get("init_args") if is_spec(tree) else tree
+    return inner if isinstance(inner, dict) else {}
 
 
 def explicit(tree: Any, defaults: Any) -> Any:
-    """The tree with `init_args` spelled out where it gives settings of the default's class by their bare names."""
+    """The tree with `class_path` and `init_args` spelled out where the defaults have a class."""
+    if is_spec(defaults) and isinstance(tree, str):
+        return {"class_path": tree}
     if not isinstance(tree, dict) or not isinstance(defaults, dict):
         return tree
     if is_spec(defaults) and not is_spec(tree):

@@ -78,12 +78,9 @@ def complete(trainer: Trainer, model: ClassifierModule) -> str:
     told = "no step was taken: the checkpoint's run is complete"
     if model.schedule != "constant":
         return f"{told}, and so is its {model.schedule} schedule; to train for longer, start afresh with more epochs"
-    limits = []
-    if 0 <= trainer.max_steps <= trainer.global_step:
-        limits.append("--trainer.max_steps")
-    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
-        limits.append("--trainer.max_epochs")
-    return f"{told}; to continue, give a larger {' and a larger '.join(limits)}" if limits else told
+    limits = {"--trainer.max_steps": trainer.max_steps, "--trainer.max_epochs": trainer.max_epochs}
+    larger = " and a larger ".join(name for name, limit in limits.items() if limit is not None and limit >= 0)
+    return f"{told}; to continue, give a larger {larger}" if larger else told
 
 
 def interrupted(trainer: Trainer) -> str:
