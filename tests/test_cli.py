@@ -608,11 +608,11 @@ def test_a_data_module_of_ones_own(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(workdir))
-    Path("mine.py").write_text(OWN_DATA)
-    Path("mine.yaml").write_text("data: {class_path: mine.Letters, init_args: {batch_size: 16}}")
+    Path("lettering.py").write_text(OWN_DATA)
+    Path("mine.yaml").write_text("data: {class_path: lettering.Letters, init_args: {batch_size: 16}}")
     cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.log_every_n_steps", "1"]
     recipe = ["--config", str(Path(__file__).parents[1] / "configs/fast.yaml")]  # whose data are not these
-    main(["fit", *recipe, "--data", "mine.Letters", "--data.batch_size", "32", "--trainer.max_epochs", "1", *cpu])
+    main(["fit", *recipe, "--data", "lettering.Letters", "--data.batch_size", "32", "--trainer.max_epochs", "1", *cpu])
     out = capsys.readouterr().out
     assert "step 2 " in out
     assert "data             Letters" in out
@@ -621,19 +621,21 @@ def test_a_data_module_of_ones_own(
     assert "Accuracy on 64 test images" in capsys.readouterr().out
     best = "lightning_logs/version_0/checkpoints/best.ckpt"
     main(["validate", "--ckpt_path", best, "--config", "mine.yaml", *cpu[:4]])
-    told = "best.ckpt was trained on the data of mine.Letters: name it, too (--data mine.Letters)"
+    told = "best.ckpt was trained on the data of lettering.Letters: name it, too (--data lettering.Letters)"
     assert told in fails(["test", "--ckpt_path", best, *cpu[:4]], capsys)
-    assert "Option 'folder' is not accepted" in fails(["fit", "--data", "mine.Letters", "--data.folder", "x"], capsys)
-    assert "no attribute 'Leters'" in fails(["fit", "--data", "mine.Leters"], capsys)
+    assert "Option 'folder' is not accepted" in fails(
+        ["fit", "--data", "lettering.Letters", "--data.folder", "x"], capsys
+    )
+    assert "no attribute 'Leters'" in fails(["fit", "--data", "lettering.Leters"], capsys)
 
 
 def test_a_data_module_of_ones_own_explains_itself(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(workdir))
-    Path("mine.py").write_text(OWN_DATA)
+    Path("lettering.py").write_text(OWN_DATA)
     with pytest.raises(SystemExit):
-        main(["fit", "--data.help", "mine.Letters"])
+        main(["fit", "--data.help", "lettering.Letters"])
     assert "--data.letters LETTERS" in capsys.readouterr().out
 
 
