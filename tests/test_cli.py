@@ -21,8 +21,9 @@ import odenet_lightning
 from odenet_lightning import ClassifierModule
 from odenet_lightning.callbacks import Throughput
 from odenet_lightning.cli import main
-from odenet_lightning.cli.app import CLI, drawn_seed
+from odenet_lightning.cli.app import CLI
 from odenet_lightning.cli.argv import defaults, split
+from odenet_lightning.cli.choices import drawn_seed
 from odenet_lightning.cli.errors import PROGRAM, UsageError, condense
 from odenet_lightning.cli.trust import foreign_texts
 from odenet_lightning.sources import load_sample

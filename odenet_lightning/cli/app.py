@@ -3,7 +3,6 @@
 import os
 import sys
 from pathlib import Path
-from random import SystemRandom
 from typing import Any, NoReturn
 
 import yaml
@@ -22,7 +21,6 @@ from odenet_lightning.callbacks import (
     PredictionWriter,
     TestReport,
     Throughput,
-    datamodule,
 )
 from odenet_lightning.checkpoints import (
     BestCheckpoint,
@@ -32,18 +30,15 @@ from odenet_lightning.checkpoints import (
     in_slurm,
     is_requeued,
 )
-from odenet_lightning.cli.argv import CommandLine, bare_data, defaults, kept_data, kept_model
+from odenet_lightning.cli.argv import CommandLine, bare_data, defaults
+from odenet_lightning.cli.choices import RunLength, drawn_seed
 from odenet_lightning.cli.errors import UsageError, condense
-from odenet_lightning.cli.layers import flat, is_spec, same_class
+from odenet_lightning.cli.layers import flat, is_spec
 from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, interrupted
-from odenet_lightning.cli.trust import load_checkpoint, refuse_foreign_classes
+from odenet_lightning.cli.resume import of_checkpoint, refuse_another_optimizer
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.module import ClassifierModule, DivergenceError
 from odenet_lightning.solvers import SolverError
-
-# epochs of a run that is given no length: about as many steps as pay on a full set and on the sample
-FULL_EPOCHS = 4
-DEFAULT_EPOCHS = {"sample": 30}
 
 
 class Parser(LightningArgumentParser):
@@ -52,17 +47,6 @@ class Parser(LightningArgumentParser):
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(condense(message)) from ex
-
-
-class RunLength(Callback):
-    """Gives a run without a length one that suits its digits (`DEFAULT_EPOCHS`)."""
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # the digits are known now, the schedule is not yet made
-            data = datamodule(trainer)
-            used = data.digits_used if data is not None else None
-            trainer.fit_loop.max_epochs = DEFAULT_EPOCHS.get(used or "", FULL_EPOCHS)
 
 
 class CLI(LightningCLI):
@@ -100,7 +84,7 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """A checkpoint brings the model and the split it was trained with; configs and flags win, in this order."""
         command, path = self.line.command, self.line.checkpoint
-        trained = self._of_checkpoint(path) if path is not None else {}
+        trained = of_checkpoint(path, self.line) if path is not None else {}
         base, given = self.line.settings(trained)
         if not self.line.data_class:
             base, given = bare_data(base), bare_data(given)
@@ -117,25 +101,6 @@ class CLI(LightningCLI):
                 trained["model"].get("optimizer"), self.config.as_dict()["fit"]["model"]["optimizer"]
             )
         self.config[command].seed_everything = drawn_seed(self.config[command].seed_everything)
-
-    def _of_checkpoint(self, path: str) -> dict[str, Any]:
-        """The settings that the checkpoint brings along.
-
-        Raises:
-            UsageError: it names what the user does not, or was trained on other data.
-        """
-        checkpoint = load_checkpoint(path)
-        model, data = kept_model(checkpoint.get("hyper_parameters", {})), kept_data(checkpoint)
-        refuse_foreign_classes({"model": model, "data": data}, path, self.line.trusted)
-        if self.line.command == "fit" and not checkpoint.get("optimizer_states"):
-            raise UsageError(f"{path} holds weights without the optimiser's state: no run can be resumed from it")
-        own = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")
-        if own and not self.line.data_class:
-            raise UsageError(f"{path} was trained on the data of {own}: name it, too (--data {own})")
-        parts = {"datamodule_hyper_parameters", MNISTDataModule.__qualname__}
-        if not self.line.data_class and not parts & checkpoint.keys():
-            rank_zero_warn(f"{path} does not say which data it was trained on: this run takes MNIST or its sample")
-        return {"model": model, **({"data": {"init_args": data}} if data and not self.line.data_class else {})}
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -236,33 +201,3 @@ class CLI(LightningCLI):
     def test(self, model: LightningModule, **kwargs: Any) -> None:
         """Lightning's table of results is left out: `TestReport` says it in a line."""
         self.trainer.test(model, **{**kwargs, "verbose": False})
-
-
-def refuse_another_optimizer(trained: Any, given: Any) -> None:
-    """Refuse to resume with an optimiser that cannot take up the checkpoint's state.
-
-    Args:
-        trained: the settings of the checkpoint's, where it names them.
-        given: those of this run.
-
-    Raises:
-        UsageError: the classes differ.
-    """
-    names = [spec["class_path"] if is_spec(spec) else spec for spec in (trained, given)]
-    if trained is not None and not same_class(*names):
-        one, other = (str(name).rpartition(".")[2] for name in names)
-        raise UsageError(f"the checkpoint was trained with {one}, this run has {other}: resume with the same optimiser")
-
-
-def drawn_seed(seed: bool | int) -> bool | int:
-    """The seed of a run: drawn where it is to be (`true`).
-
-    Raises:
-        UsageError: several processes, started by someone else, would each draw their own.
-    """
-    if seed is not True:
-        return seed
-    given = os.environ.get("PL_GLOBAL_SEED")  # so Lightning tells the processes that it starts
-    if given is None and max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS")) > 1:
-        raise UsageError("--seed_everything true would draw another seed in each process: give a number")
-    return SystemRandom().randrange(2**32) if given is None else int(given)
