@@ -1,6 +1,7 @@
 import csv
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import odenet_lightning
 from odenet_lightning import ClassifierModule
-from odenet_lightning.arguments import PROGRAM, checkpoint_path, foreign_texts
 from odenet_lightning.callbacks import Throughput
-from odenet_lightning.cli import CLI, DEFAULT_NET, condense, main
+from odenet_lightning.cli import main
+from odenet_lightning.cli.app import CLI
+from odenet_lightning.cli.argv import defaults, split
+from odenet_lightning.cli.choices import drawn_seed
+from odenet_lightning.cli.errors import PROGRAM, UsageError, condense
+from odenet_lightning.cli.trust import foreign_texts
 from odenet_lightning.sources import load_sample
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
@@ -206,8 +212,7 @@ def test_predict_writes_a_table_and_a_sheet(
         (["fit", "--data.source", "sample", "--data.batch_size", "4001"], "4000 training images"),
         (["fit", "--data.source", "mnist"], "data/MNIST/raw"),
         (["fit", "--config", "none.yaml"], "none.yaml"),
-        (["train"], "invalid choice: 'train'"),
-        ([], "fit,validate,test,predict"),
+        (["train"], "no command 'train'"),
         (["test"], "--ckpt_path FILE"),
         (["test", "--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt"),
         (["test", "--ckpt_path", "text.ckpt"], "text.ckpt is not a checkpoint that can be read"),
@@ -291,11 +296,15 @@ def test_condense_finds_the_leaf() -> None:
     ],
 )
 def test_checkpoint_path(args: list[str], path: str | None) -> None:
-    assert checkpoint_path(args) == path
+    assert split(args, ("fit", "test")).checkpoint == path
 
 
 def test_default_net_is_the_posts_but_for_its_solver() -> None:
-    assert DEFAULT_NET["init_args"]["solver"]["init_args"] == {"rtol": 0.1, "atol": 0.1, "first_step": "warm"}
+    assert defaults()["model"]["net"]["init_args"]["solver"]["init_args"] == {
+        "rtol": 0.1,
+        "atol": 0.1,
+        "first_step": "warm",
+    }
 
 
 def test_own_field_and_network_plug_in_by_path(
@@ -363,7 +372,7 @@ RUN = {"class_path": "torch.utils.collect_env.subprocess.run"}
         ("optimizer", {"class_path": "torch.serialization.load", "init_args": {"f": "ran"}}),
         ("net", "bare"),
         ("net", {"class_path": "bare"}),
-        ("net", {"class_path": "odenet_lightning.cli.os.system", "init_args": {"command": "ran"}}),
+        ("net", {"class_path": "odenet_lightning.cli.app.os.system", "init_args": {"command": "ran"}}),
         ("net", {"class_path": "odenet_lightning.ODENet", "init_args": {"touch ran": 1}}),
         ("net", {"class_path": "odenet_lightning.ODENet", "init_args": {"channels": torch.zeros(1)}}),
     ],
@@ -410,7 +419,7 @@ def test_freed_memory_is_kept() -> None:
     """Its pages are not cleared and mapped anew each time; in a process of its own, as it cannot be undone."""
     code = (
         "import resource, torch\n"
-        "from odenet_lightning.allocator import keep_freed_memory\n"
+        "from odenet_lightning.cli.memory import keep_freed_memory\n"
         "keep_freed_memory()\n"
         "for i in range(25):\n"
         "    if i == 5: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
@@ -574,3 +583,223 @@ def test_two_fits_and_a_test_within_one_job(
     main(["test", *few, "--ckpt_path", "lightning_logs/77/checkpoints/best.ckpt"])
     assert "Accuracy on 500 test images" in capsys.readouterr().out
     assert (workdir / "lightning_logs/version_0/checkpoints/best.ckpt").is_file()
+
+
+OWN_DATA = """
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Letters(LightningDataModule):
+    def __init__(self, letters: int = 10, batch_size: int = 8) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.letters, self.batch_size = letters, batch_size
+
+    def train_dataloader(self):
+        pictures = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(pictures, torch.arange(64) % self.letters), self.batch_size)
+
+    val_dataloader = test_dataloader = train_dataloader
+"""
+
+
+def test_a_data_module_of_ones_own(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(workdir))
+    Path("lettering.py").write_text(OWN_DATA)
+    Path("mine.yaml").write_text("data: {class_path: lettering.Letters, init_args: {batch_size: 16}}")
+    cpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.log_every_n_steps", "1"]
+    recipe = ["--config", str(Path(__file__).parents[1] / "configs/fast.yaml")]  # whose data are not these
+    main(["fit", *recipe, "--data", "lettering.Letters", "--data.batch_size", "32", "--trainer.max_epochs", "1", *cpu])
+    out = capsys.readouterr().out
+    assert "step 2 " in out
+    assert "data             Letters" in out
+    (test,) = (line.split(PROGRAM)[1].split() for line in out.splitlines() if PROGRAM in line)
+    main([*test, *cpu[:4]])
+    assert "Accuracy on 64 test images" in capsys.readouterr().out
+    best = "lightning_logs/version_0/checkpoints/best.ckpt"
+    main(["validate", "--ckpt_path", best, "--config", "mine.yaml", *cpu[:4]])
+    told = "best.ckpt was trained on the data of lettering.Letters: name it, too (--data lettering.Letters)"
+    assert told in fails(["test", "--ckpt_path", best, *cpu[:4]], capsys)
+    assert "Option 'folder' is not accepted" in fails(
+        ["fit", "--data", "lettering.Letters", "--data.folder", "x"], capsys
+    )
+    assert "no attribute 'Leters'" in fails(["fit", "--data", "lettering.Leters"], capsys)
+
+
+def test_a_data_module_of_ones_own_explains_itself(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(workdir))
+    Path("lettering.py").write_text(OWN_DATA)
+    with pytest.raises(SystemExit):
+        main(["fit", "--data.help", "lettering.Letters"])
+    assert "--data.letters LETTERS" in capsys.readouterr().out
+
+
+def test_the_built_in_data_module_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("odenet_lightning.MNISTDataModule", "MNISTDataModule"):
+        with pytest.raises(SystemExit):
+            main(["fit", "--data", name, "--data.batch_size", "3", "--print_config"])
+        assert yaml.safe_load(capsys.readouterr().out)["data"]["batch_size"] == 3
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == (0 if args else 2)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for command in ("fit", "validate", "test", "predict", "study"):
+        assert any(line[:1] == [command] and len(line) > 3 for line in lines)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == odenet_lightning.__version__
+
+
+def test_fit_brings_no_studies() -> None:
+    """Nor what only they need."""
+    code = (
+        "import sys\nfrom odenet_lightning.cli import main\n"
+        "try: main(['fit', '--print_config'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('odenet_lightning.studies', 'matplotlib.animation') if name in sys.modules])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_drawn_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    seeds = {drawn_seed(True) for _ in range(4)}
+    assert len(seeds) == 4
+    assert all(seed not in (True, False) and 0 <= seed < 2**32 for seed in seeds)
+    assert (drawn_seed(False), drawn_seed(7)) == (False, 7)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="give a number"):
+        drawn_seed(True)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "11")
+    assert drawn_seed(True) == 11
+
+
+def test_a_drawn_seed_is_kept(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    seeds = []
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            main(["fit", "--seed_everything", "true", "--print_config"])
+        seeds.append(yaml.safe_load(capsys.readouterr().out)["seed_everything"])
+    assert seeds == [True, True], "a config that is printed keeps the wish"
+
+
+def test_the_best_value_has_its_monitors_name(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--pictures.every_n_epochs", "0"]
+    fit = ["fit", *SAMPLE, "--data.root", str(sample_root), *QUICK, *few]
+    main([*fit, "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "min"])
+    out = capsys.readouterr().out
+    assert re.search(r"^best val/loss +\d\.\d+$", out, re.MULTILINE)
+    assert "best val/acc" not in out
+    main([*fit, "--trainer.check_val_every_n_epoch", "5"])
+    out = capsys.readouterr().out
+    assert re.search(r"^last checkpoint +lightning_logs/version_1/checkpoints/last.ckpt$", out, re.MULTILINE)
+    assert "best" not in out
+
+
+@pytest.mark.filterwarnings("default:no step was taken")
+@pytest.mark.parametrize(
+    ("limits", "schedule", "told"),
+    [
+        (["--trainer.max_epochs", "1"], "constant", "give a larger --trainer.max_epochs"),
+        (["--trainer.max_steps", "2"], "constant", "give a larger --trainer.max_steps"),
+        (
+            ["--trainer.max_steps", "2", "--trainer.max_epochs", "1"],
+            "constant",
+            "give a larger --trainer.max_steps and a larger --trainer.max_epochs",
+        ),
+        (["--trainer.max_epochs", "1"], "cosine", "its cosine schedule; to train for longer, start afresh"),
+    ],
+)
+def test_advice_after_a_complete_run(
+    limits: list[str], schedule: str, told: str, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--pictures.every_n_epochs", "0"]
+    fit = ["fit", *SAMPLE, "--data.root", str(sample_root), *QUICK[:4], *few, "--model.schedule", schedule]
+    main([*fit, *limits])
+    resume = ["--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt"]
+    capsys.readouterr()
+    main([*fit, *limits, *resume])
+    assert told in capsys.readouterr().err
+    if told.endswith("give a larger --trainer.max_epochs"):  # the advice works
+        larger = [str(2 * int(word)) if word.isdigit() else word for word in limits]
+        main([*fit, *larger, *resume])
+        out = capsys.readouterr()
+        assert "4 steps" in out.out
+        assert "no step was taken" not in out.err
+
+
+def test_a_run_is_not_resumed_with_another_optimizer(
+    run: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = str(run / "checkpoints/last.ckpt")
+    error = fails(["fit", "--ckpt_path", last, "--model.optimizer", "torch.optim.SGD"], capsys)
+    assert "trained with AdamW, this run has SGD: resume with the same optimiser" in error
+
+
+def test_weights_alone_are_not_resumed(run: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    for key in ("optimizer_states", "lr_schedulers", "loops", "callbacks"):
+        del checkpoint[key]
+    torch.save(checkpoint, "weights.ckpt")
+    assert "holds weights without the optimiser's state" in fails(["fit", "--ckpt_path", "weights.ckpt"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "c.yaml is empty"),
+        (bytes(range(256)), "c.yaml cannot be read as a config: not a text"),
+        (b"- a\n", "c.yaml holds no settings"),
+        (b"a: [1\nb: 2", "c.yaml is not YAML in line 2"),
+        (b"config: c.yaml", "c.yaml names itself"),
+        (b"config: d.yaml", "names a config that is not there: d.yaml"),
+        (b"trainer: 3", "c.yaml: trainer needs 'option: value' lines of its own"),
+        (b"ckpt_path: 3", "ckpt_path must name a file, not 3"),
+        (b"model: {net: {class_path: ODENet, init_args: [1]}}", "error: "),
+        (b"model: {nett: 3}", "does not accept option 'model.nett'"),
+    ],
+)
+def test_a_config_that_is_none(content: bytes, told: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("c.yaml").write_bytes(content)
+    error = fails(["fit", "--config", "c.yaml"], capsys)
+    assert told in error
+    assert "unexpected" not in error
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--trainer.callbacks", "LearningRateFinder"], "compare runs with different --model.optimizer.lr"),
+        (["--trainer.callbacks", "BackboneFinetuning"], "needs the module to have 'backbone'"),
+        (["--trainer.callbacks", "EarlyStopping"], "the following arguments are required: monitor"),
+        (["--trainer.devices", "x"], "should be an int > 0"),
+        (["--trainer.accumulate_grad_batches", "0"], "--trainer.accumulate_grad_batches must be positive, not 0"),
+        (["--trainer.val_check_interval", "0"], "--trainer.val_check_interval must be positive, not 0"),
+        (["--data.augment", "Deform", "--data.augment.degrees", "-3"], "Deform: degrees must not be negative"),
+        (["--model.optimizer.lr", "0.3", "--model.optimizer", "SGD"], "its settings need its class before them"),
+    ],
+)
+def test_foreseeable_slips(
+    args: list[str], told: str, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
+    error = fails(
+        ["fit", *SAMPLE, "--data.root", str(sample_root), "--trainer.accelerator", "cpu", *few, *args], capsys
+    )
+    assert told in error
+    assert "unexpected" not in error

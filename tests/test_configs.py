@@ -1,5 +1,7 @@
-"""Every YAML in configs/ runs a batch, and changes something."""
+"""Every YAML in configs/ runs a batch, and says what it is meant to; every command of its README is understood."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +11,11 @@ import pytest
 import yaml
 
 from odenet_lightning.cli import main
+from odenet_lightning.cli.argv import bare_data, read_config
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
+README = (FOLDER / "README.md").read_text()
 
 
 def test_there_are_configs() -> None:
@@ -53,10 +58,10 @@ def class_paths(tree: Any) -> set[str]:
 
 def test_what_configs_name_is_known_to_a_fresh_process() -> None:
     """So that `test` and `predict` take their checkpoints without the config."""
-    configs = [yaml.safe_load(path.read_text()) for path in CONFIGS]
+    configs = [read_config(str(path)) for path in CONFIGS]
     paths = sorted(set().union(*(class_paths(config.get(part)) for config in configs for part in ("model", "data"))))
     assert "torch.optim.AdamW" in paths
-    ask = "import sys; from odenet_lightning.arguments import is_known_class as known; print(*map(known, sys.argv[1:]))"
+    ask = "import sys; from odenet_lightning.cli.trust import is_known_class as known; print(*map(known, sys.argv[1:]))"
     answer = subprocess.run([sys.executable, "-c", ask, *paths], capture_output=True, text=True, check=True).stdout
     assert dict(zip(paths, answer.split(), strict=True)) == dict.fromkeys(paths, "True")
 
@@ -76,3 +81,95 @@ def test_blog_is_the_posts_recipe(workdir: Path, sample_root: Path) -> None:
     assert config["data"] == {"batch_size": 16, "val_size": 1_000, "augment": False}
     assert config["trainer"] == {"max_epochs": 10}
     main(["fit", "--config", str(path), "--data.root", str(sample_root), *quick])
+
+
+def adamw(lr: float) -> dict[str, Any]:
+    """The optimiser of the long recipes."""
+    return {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr, "weight_decay": 0.01}}
+
+
+def midpoint(num_steps: int) -> dict[str, Any]:
+    """A fixed-step solver."""
+    return {"class_path": "odenet_lightning.solvers.Midpoint", "init_args": {"num_steps": num_steps}}
+
+
+DEFORMED = {
+    "batch_size": 128,
+    "val_size": 1_000,
+    "augment": {"class_path": "odenet_lightning.augment.Deform", "init_args": {"elastic": 0.7}},
+}
+
+
+def long_recipe(net: str, settings: dict[str, Any], lr: float, **trainer: Any) -> dict[str, Any]:
+    """A recipe on deformed digits, as its measured runs were made."""
+    net_config = {"class_path": f"odenet_lightning.models.{net}", "init_args": settings}
+    model = {"net": net_config, "optimizer": adamw(lr), "schedule": "one_cycle"}
+    return {"model": model, "data": DEFORMED, "trainer": trainer}
+
+
+COARSE = {
+    "class_path": "odenet_lightning.callbacks.CoarseStart",
+    "init_args": {"epochs": 56, "solver": midpoint(1)},
+}
+LONG = {
+    "paper": long_recipe("PaperODENet", {"channels": 64, "solver": midpoint(3)}, 0.004, max_epochs=20),
+    "paper_none": long_recipe("PaperResNet", {"channels": 64, "blocks": 0}, 0.004, max_epochs=20),
+    "paper_resnet1": long_recipe("PaperResNet", {"channels": 64, "blocks": 1}, 0.004, max_epochs=20),
+    "paper_resnet6": long_recipe("PaperResNet", {"channels": 64, "blocks": 6}, 0.004, max_epochs=20),
+    "augmented": long_recipe(
+        "AugmentedODENet", {"augment_dim": 5, "hidden": 64, "solver": midpoint(1)}, 0.004, max_epochs=6
+    ),
+    "record": long_recipe(
+        "PyramidODENet",
+        {"hidden": 12, "channels": [16, 24], "solver": midpoint(3)},
+        0.02,
+        max_epochs=72,
+        callbacks=[COARSE],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_shared_parts_make_the_recipes_that_were_measured(name: str) -> None:
+    assert bare_data(read_config(str(FOLDER / f"{name}.yaml"))) == LONG[name]
+
+
+def test_the_residual_networks_differ_in_one_line() -> None:
+    one, six = ((FOLDER / f"paper_resnet{n}.yaml").read_text().splitlines() for n in (1, 6))
+    assert [pair for pair in zip(one, six, strict=True) if pair[0] != pair[1]] == [
+        ("      blocks: 1", "      blocks: 6")
+    ]
+
+
+def test_the_two_channel_recipe_is_the_posts() -> None:
+    blog, two = (read_config(str(FOLDER / f"{name}.yaml")) for name in ("blog", "blog_two_channel"))
+    assert two["model"]["net"]["init_args"].pop("channels") == 2
+    assert blog["model"]["net"]["init_args"].pop("channels") == 6
+    assert two == blog
+
+
+def readme_commands() -> list[list[str]]:
+    """The command lines of the README here, `fit` for the SLURM script's."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = [line.split("#")[0] for block in blocks for line in block.splitlines()]
+    calls = [re.split(r"-m odenet_lightning |configs/slurm.sbatch ", line) for line in lines]
+    return [
+        shlex.split(call[1] if "-m odenet" in line else f"fit {call[1]}")
+        for call, line in zip(calls, lines, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("args", readme_commands(), ids=" ".join)
+def test_a_command_of_the_readme_is_understood(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parent)
+    if "--ckpt_path" in args:  # a run of the reader's own
+        args[args.index("--ckpt_path") + 1] = "last"
+    with pytest.raises(SystemExit) as ended:
+        main([*args, *([] if "--print_config" in args else ["--print_config"])])
+    assert ended.value.code in (0, None), args
+
+
+def test_the_readme_names_every_recipe() -> None:
+    assert len(readme_commands()) > 12
+    for path in CONFIGS:
+        assert f"`{path.name}`" in README

@@ -19,8 +19,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from odenet_lightning.arguments import UsageError
 from odenet_lightning.cli import main
+from odenet_lightning.cli.errors import UsageError
 from odenet_lightning.models import Classifier, ODENet, PyramidODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Bosh3, Dopri5, Midpoint

@@ -6,7 +6,9 @@ from functools import cached_property
 
 from jsonargparse import ArgumentParser
 
-from odenet_lightning.arguments import UsageError, foreign_texts, load_checkpoint, texts
+from odenet_lightning.cli.argv import texts
+from odenet_lightning.cli.errors import UsageError
+from odenet_lightning.cli.trust import foreign_texts, load_checkpoint
 from odenet_lightning.models import Classifier, OneBlock
 from odenet_lightning.studies.study import Study
 from odenet_lightning.studies.training import trained_odenet

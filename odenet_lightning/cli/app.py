@@ -1,0 +1,203 @@
+"""The LightningCLI of this project: its parser, its trainer, and what happens before and after each command."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from typing_extensions import override
+
+from odenet_lightning.callbacks import (
+    EpochLines,
+    EvaluationCounts,
+    EventFile,
+    Pictures,
+    PredictionWriter,
+    TestReport,
+    Throughput,
+)
+from odenet_lightning.checkpoints import (
+    BestCheckpoint,
+    CheckpointError,
+    LastCheckpoint,
+    WholeCheckpointIO,
+    in_slurm,
+    is_requeued,
+)
+from odenet_lightning.cli.argv import CommandLine, bare_data, defaults
+from odenet_lightning.cli.choices import RunLength, drawn_seed
+from odenet_lightning.cli.errors import UsageError, condense
+from odenet_lightning.cli.layers import flat, is_spec
+from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, interrupted
+from odenet_lightning.cli.resume import of_checkpoint, refuse_another_optimizer
+from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.module import ClassifierModule, DivergenceError
+from odenet_lightning.solvers import SolverError
+
+
+class Parser(LightningArgumentParser):
+    """Raises instead of printing its usage, so that every error ends in one line."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(condense(message)) from ex
+
+
+class CLI(LightningCLI):
+    """fit | validate | test | predict.
+
+    Args:
+        line: the command line, taken apart.
+        kwargs: LightningCLI's.
+    """
+
+    def __init__(self, line: CommandLine, **kwargs: Any) -> None:
+        self.line = line
+        super().__init__(
+            ClassifierModule,
+            # a data module of the user's own goes by its class; the built-in one's settings have no class before them
+            None if line.data_class else MNISTDataModule,
+            parser_class=Parser,
+            seed_everything_default=defaults()["seed_everything"],
+            auto_configure_optimizers=False,
+            # a requeued job continues in its own folder; no other run may write over one
+            save_config_kwargs={"overwrite": is_requeued()},
+            trainer_defaults={},
+            args=[],
+            **kwargs,
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_lightning_class_args(EvaluationCounts, "nfe")
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """A checkpoint brings the model and the split it was trained with; configs and flags win, in this order."""
+        command, path = self.line.command, self.line.checkpoint
+        trained = of_checkpoint(path, self.line) if path is not None else {}
+        base, given = self.line.settings(trained)
+        if not self.line.data_class:
+            base, given = bare_data(base), bare_data(given)
+        else:
+            base.pop("data", None)
+        # what is not named here any more was replaced by a class of the user's, which no default may reach
+        gone = {key: None for key, value in flat(defaults()).items() if is_spec(value) and key != "data"}
+        self._subcommand_parsers[command].set_defaults({**gone, **flat(base)})
+        configs = [f"--config={yaml.safe_dump(given)}"] if given else []
+        flags = [*self.line.parsed_flags, *(["--ckpt_path", path] if path is not None else [])]
+        self.config = parser.parse_args([command, *configs, *flags])
+        if path is not None and command == "fit":
+            refuse_another_optimizer(
+                trained["model"].get("optimizer"), self.config.as_dict()["fit"]["model"]["optimizer"]
+            )
+        self.config[command].seed_everything = drawn_seed(self.config[command].seed_everything)
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's own way, in which the checkpoint beats the flags, is replaced by `parse_arguments`."""
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A logger without stub metrics, a progress bar for terminals only, a length where none is given."""
+        trainer = self._get(self.config_init, "trainer")
+        callbacks: list[Callback] = [Throughput(), EventFile(), TestReport(), PredictionWriter()]
+        if trainer.logger in (None, True):
+            root = trainer.default_root_dir or "."
+            kwargs["logger"] = TensorBoardLogger(
+                save_dir=root, name="lightning_logs", version=self._version(root), default_hp_metric=False
+            )
+        if trainer.enable_progress_bar is None:
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()
+        if not kwargs.get("enable_progress_bar", trainer.enable_progress_bar):
+            callbacks.append(EpochLines())
+        if trainer.enable_model_summary is None:
+            kwargs["enable_model_summary"] = False
+        if trainer.max_epochs is None and trainer.max_steps == -1:
+            kwargs["max_epochs"] = -1
+            callbacks.append(RunLength())
+        self.trainer_defaults["callbacks"] = callbacks
+        plugins = trainer.plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
+        if trainer.enable_checkpointing is False:
+            keys = self._parser(self.subcommand).callback_keys
+            keys[:] = [key for key in keys if key not in ("checkpoint", "last")]
+        checkpoint = self._get(self.config_init, "checkpoint")
+        if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == "best":
+            checkpoint.filename = "best-{step}"  # several files need several names
+        for name in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"):
+            if isinstance(trainer[name], int | float) and trainer[name] <= 0:
+                raise UsageError(f"--trainer.{name} must be positive, not {trainer[name]}")
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # so Lightning refuses some values
+            raise UsageError(f"trainer: {error}") from error
+
+    def _version(self, root: str) -> str | None:
+        """A SLURM job's own number for its fit, to be found again when it is requeued; else the next free number."""
+        job = os.environ.get("SLURM_JOB_ID")
+        if job is None or self.subcommand != "fit" or not in_slurm():
+            return None
+        taken = (Path(root) / "lightning_logs" / job / "config.yaml").is_file()
+        return job if is_requeued() or not taken else None
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        """Keep the plain config of what is built from objects with the checkpoint."""
+        self._dump_config()
+        for key in ("net", "optimizer"):
+            self.model.hparams[key] = self.config_dump["model"][key]
+        if isinstance(self.datamodule, MNISTDataModule):
+            self.datamodule.hparams["augment"] = self.config_dump["data"]["augment"]
+
+    def before_fit(self) -> None:
+        """Say what is about to be trained."""
+        net = self.model.net
+        if self.trainer.is_global_zero:
+            print(f"training {type(net).__name__}, {net.num_params:,} parameters", flush=True)
+
+    def after_fit(self) -> None:
+        """Say where everything is and what to do next."""
+        if self.trainer.is_global_zero:
+            print(end_of_fit(self.trainer, self.model, self.datamodule), flush=True)
+
+    def fit(self, model: ClassifierModule, **kwargs: Any) -> None:
+        """Train; where that fails, say which checkpoint is left."""
+        last = LastCheckpoint.path(self.trainer)
+        if is_requeued() and last is not None and last.is_file():  # further on than what the job began with
+            kwargs["ckpt_path"] = str(last)
+        try:
+            self.trainer.fit(model, **kwargs)
+            if kwargs.get("ckpt_path") and self.trainer.global_step == model.resumed_step:
+                rank_zero_warn(complete(self.trainer, model))
+        except (SolverError, DivergenceError, CheckpointError) as error:
+            kept, _ = best_checkpoint(self.trainer)
+            left = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"
+            raise type(error)(f"{error}; {left}") from error
+        except SystemExit as end:  # so Lightning ends: with 0 after a SIGTERM, with 1 after Ctrl-C
+            code = 143 if isinstance(end, SIGTERMException) else 130 if end.code == 1 else None
+            if code is None:  # a preempted job
+                raise
+            if self.trainer.is_global_zero:
+                print(interrupted(self.trainer), file=sys.stderr, flush=True)
+            raise SystemExit(code) from None
+
+    def before_predict(self) -> None:
+        """Refuse to predict without pictures, or in several processes."""
+        if isinstance(self.datamodule, MNISTDataModule) and self.datamodule.images is None:
+            raise UsageError("predict needs a folder of PNG or JPEG digits: --data.images DIR")
+        if self.trainer.world_size > 1:
+            raise UsageError("predict runs in one process: --trainer.devices 1")
+
+    def test(self, model: LightningModule, **kwargs: Any) -> None:
+        """Lightning's table of results is left out: `TestReport` says it in a line."""
+        self.trainer.test(model, **{**kwargs, "verbose": False})

@@ -1,0 +1,39 @@
+"""What a run is given where the user leaves the choice to it: its length and its seed."""
+
+import os
+from random import SystemRandom
+
+from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from odenet_lightning.callbacks import datamodule
+from odenet_lightning.cli.errors import UsageError
+
+# epochs of a run that is given no length: about as many steps as pay on a full set and on the sample
+FULL_EPOCHS = 4
+DEFAULT_EPOCHS = {"sample": 30}
+
+
+class RunLength(Callback):
+    """Gives a run without a length one that suits its digits (`DEFAULT_EPOCHS`)."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # the digits are known now, the schedule is not yet made
+            data = datamodule(trainer)
+            used = data.digits_used if data is not None else None
+            trainer.fit_loop.max_epochs = DEFAULT_EPOCHS.get(used or "", FULL_EPOCHS)
+
+
+def drawn_seed(seed: bool | int) -> bool | int:
+    """The seed of a run: drawn where it is to be (`true`).
+
+    Raises:
+        UsageError: several processes, started by someone else, would each draw their own.
+    """
+    if seed is not True:
+        return seed
+    given = os.environ.get("PL_GLOBAL_SEED")  # so Lightning tells the processes that it starts
+    if given is None and max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS")) > 1:
+        raise UsageError("--seed_everything true would draw another seed in each process: give a number")
+    return SystemRandom().randrange(2**32) if given is None else int(given)

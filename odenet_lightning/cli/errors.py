@@ -1,0 +1,103 @@
+"""Errors in one line, and warnings as a person reads them."""
+
+import logging
+import re
+import sys
+import warnings
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+PROGRAM = "python -m odenet_lightning"
+DEBUG = "ODENET_DEBUG"  # environment variable: show tracebacks
+
+
+class UsageError(RuntimeError):
+    """The command line cannot be understood."""
+
+
+# what jsonargparse says of a union's branches without helping a reader
+NOISE = ("Does not validate", "Expected a NoneType", "Expected a path", "Given value", "Subtypes")
+
+# what it says of classes, as what to do about it; a class that was meant beats the other branches of its union
+CLASS_HINTS = {
+    r"Expected a dot import path string: ([A-Z]\w*)": r"no class '\1' is known: 'fit --help' lists this project's, "
+    "and your own goes by its path (mine.MyClass)",
+    r"Expected an instantiatable class, but .* is abstract": "its settings need its class before them",
+}
+
+# what Lightning says of options that this project's module cannot serve, as what to do about it
+FORESEEN = {
+    r"(?s).*using the learning rate finder.*": "LearningRateFinder needs the optimiser's rate as an attribute, which "
+    "this module does not have: compare runs with different --model.optimizer.lr instead",
+    r"(?s).*'ClassifierModule' object has no attribute '(\w+)'.*": r"a callback needs the module to have "
+    r"'\1', which it does not: leave the callback out",
+}
+
+
+def condense(message: str) -> str:
+    """Jsonargparse's report of a failed parse, a tree over several lines, as the path to its most telling leaf."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
+    if not re.search(r"Does not validate| - Expected ", text):
+        return text
+    keys: list[str] = []
+    leaves: list[tuple[bool, int, str]] = []  # each with whether it says more than a type, and its depth
+    for part in re.split(r"(?:^|\s)-\s|Errors:|(?=Given value)", text):
+        part = re.sub(r"Problem with given class_path '[^']*':", "", part).strip()
+        while key := re.match(r'Parser key "([^"]+)":\s*', part):
+            keys.append(key.group(1))
+            part = part[key.end() :]
+        if part and not part.startswith(NOISE):
+            depth = len(keys) + bool(re.match(r"[\w.]+: ", part))
+            leaves.append((not part.startswith("Expected"), depth, f"{'.'.join(keys)}: {part}" if keys else part))
+    for *_, leaf in leaves:
+        for pattern, hint in CLASS_HINTS.items():
+            if re.search(pattern, leaf):
+                return re.sub(pattern, hint, leaf)
+    # the deepest: what is wrong with an option of the class that was meant, not that it is no bool
+    told = max(leaves, key=lambda leaf: leaf[:2], default=(False, 0, ""))[2]
+    named = re.search(r"Given value: Namespace\(class_path='[\w.]*?(\w+)'", text)
+    return f"{named.group(1)}: {told}" if named and not keys and named.group(1) not in told else told
+
+
+def quieten() -> None:
+    """Silence what Lightning says at every start and what does not hold here."""
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # the best checkpoint's state is brought along all the same
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # third parties' deprecations are theirs to mend
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*treespec.*")
+    warnings.filterwarnings("ignore", message=".*The number of training batches.*smaller than the logging interval.*")
+    warnings.showwarning = show_warning
+
+
+def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning as a person reads it: without the line of source that raised it."""
+    text = str(message).strip()
+    print(text if text.startswith("***") else f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def explain(error: BaseException) -> str:
+    """An error in one line."""
+    text = condense(str(error))
+    if "Error(s) in loading state_dict" in text:
+        return f"the checkpoint does not fit the network of this config ({text.split(':', 2)[-1].strip()[:160]} ...)"
+    if re.search(r"gloo/transport|NCCL (error|communicator)", text):
+        return (
+            "another process of this run has ended, or cannot be reached: see its own error; "
+            "what was trained is in last.ckpt, and --ckpt_path resumes from there"
+        )
+    for pattern, hint in FORESEEN.items():
+        if re.fullmatch(pattern, text):
+            return re.sub(pattern, hint, text)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, RuntimeError | ValueError | ImportError | MisconfigurationException) and text:
+        return text
+    return f"{type(error).__name__}: {text} (unexpected; set {DEBUG}=1 to see where it was raised)"

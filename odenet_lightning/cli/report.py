@@ -1,0 +1,92 @@
+"""What is said after a fit: where everything is, and what can be done with it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from odenet_lightning.checkpoints import LastCheckpoint
+from odenet_lightning.cli.argv import kept_model
+from odenet_lightning.cli.errors import PROGRAM
+from odenet_lightning.cli.trust import foreign_texts
+from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.module import ClassifierModule
+
+Rows = list[tuple[str, str]]
+
+
+def best_checkpoint(trainer: Trainer) -> tuple[str, tuple[str, float] | None]:
+    """The best checkpoint's path, with the name and value of what it is best in; else the last one's; else nothing."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_path and callback.monitor:
+            score = callback.best_model_score
+            return callback.best_model_path, None if score is None else (callback.monitor, float(score))
+    last = LastCheckpoint.path(trainer)
+    return (str(last), None) if last is not None and last.is_file() else ("", None)
+
+
+def as_text(name: str, value: float) -> str:
+    """A monitored value in its own unit: accuracies in per cent."""
+    return f"{value:.2%}" if name.rpartition("/")[2] == "acc" else f"{value:.4g}"
+
+
+def end_of_fit(trainer: Trainer, model: ClassifierModule, data: LightningDataModule) -> str:
+    """The table printed after a fit."""
+    rows: Rows = [("digits", digits(data))] if isinstance(data, MNISTDataModule) else [("data", type(data).__name__)]
+    rows.append(("trained", f"{trainer.current_epoch} epochs, {trainer.global_step:,} steps"))
+    path, score = best_checkpoint(trainer)
+    if score is not None:
+        rows += [(f"best {score[0]}", as_text(*score)), ("best checkpoint", os.path.relpath(path))]
+    else:
+        rows.append(("last checkpoint", os.path.relpath(path) if path else "none"))
+    if isinstance(trainer.logger, TensorBoardLogger):
+        rows.append(("curves", f"tensorboard --logdir {os.path.relpath(trainer.logger.root_dir)}"))
+    if path:
+        rows += next_commands(trainer, model, data, path)
+    return "\n" + "\n".join(f"{name:<16} {value}" for name, value in rows)
+
+
+def digits(data: MNISTDataModule) -> str:
+    """Which digits a run has seen, and how many."""
+    train, val = (len(data.parts[part]) for part in ("train", "val"))
+    return f"{data.digits_used} ({train:,} to train, {val:,} to validate)"
+
+
+def next_commands(trainer: Trainer, model: ClassifierModule, data: LightningDataModule, path: str) -> Rows:
+    """What to do with a checkpoint, as commands that work as they stand."""
+    given = f"--ckpt_path {os.path.relpath(path)}"
+    mnist = data if isinstance(data, MNISTDataModule) else None
+    settings: list[Any] = [kept_model(dict(model.hparams)), mnist.hparams["augment"] if mnist else None]
+    # classes of the user's own are imported only where the user names them
+    if (mnist is None or foreign_texts(settings, set())) and isinstance(trainer.logger, TensorBoardLogger):
+        given = f"--config {os.path.relpath(Path(trainer.logger.log_dir) / 'config.yaml')} {given}"
+    if mnist is None:
+        return [("test it", f"{PROGRAM} test {given}")]
+    again = f" --data.root {mnist.root}" if str(mnist.root) != "data" else ""
+    again += f" --data.source {mnist.source}" if mnist.source != "auto" else ""
+    return [
+        ("test it", f"{PROGRAM} test {given}{again}"),
+        ("read your own", f"{PROGRAM} predict {given} --data.images DIR"),
+    ]
+
+
+def complete(trainer: Trainer, model: ClassifierModule) -> str:
+    """Why a resumed run took no step, and what would have it take some."""
+    told = "no step was taken: the checkpoint's run is complete"
+    if model.schedule != "constant":
+        return f"{told}, and so is its {model.schedule} schedule; to train for longer, start afresh with more epochs"
+    limits = {"--trainer.max_steps": trainer.max_steps, "--trainer.max_epochs": trainer.max_epochs}
+    larger = " and a larger ".join(name for name, limit in limits.items() if limit is not None and limit >= 0)
+    return f"{told}; to continue, give a larger {larger}" if larger else told
+
+
+def interrupted(trainer: Trainer) -> str:
+    """Where an interrupted run stopped, and how it is resumed."""
+    last = LastCheckpoint.path(trainer)
+    left = "there is no checkpoint yet"
+    if last is not None and last.is_file():
+        left = f"the same command with --ckpt_path {os.path.relpath(last)} resumes it"
+    return f"interrupted at step {trainer.global_step:,}: {left}"

@@ -1,0 +1,51 @@
+"""What a run takes from a checkpoint, and when it is refused."""
+
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from odenet_lightning.cli.argv import CommandLine, kept_data, kept_model
+from odenet_lightning.cli.errors import UsageError
+from odenet_lightning.cli.layers import is_spec, same_class
+from odenet_lightning.cli.trust import load_checkpoint, refuse_foreign_classes
+from odenet_lightning.data import MNISTDataModule
+
+
+def of_checkpoint(path: str, line: CommandLine) -> dict[str, Any]:
+    """The settings that a checkpoint brings along.
+
+    Args:
+        path: the checkpoint's.
+        line: the command line that names it.
+
+    Raises:
+        UsageError: it names what the user does not, or was trained on other data.
+    """
+    checkpoint = load_checkpoint(path)
+    model, data = kept_model(checkpoint.get("hyper_parameters", {})), kept_data(checkpoint)
+    refuse_foreign_classes({"model": model, "data": data}, path, line.trusted)
+    if line.command == "fit" and not checkpoint.get("optimizer_states"):
+        raise UsageError(f"{path} holds weights without the optimiser's state: no run can be resumed from it")
+    own = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")
+    if own and not line.data_class:
+        raise UsageError(f"{path} was trained on the data of {own}: name it, too (--data {own})")
+    parts = {"datamodule_hyper_parameters", MNISTDataModule.__qualname__}
+    if not line.data_class and not parts & checkpoint.keys():
+        rank_zero_warn(f"{path} does not say which data it was trained on: this run takes MNIST or its sample")
+    return {"model": model, **({"data": {"init_args": data}} if data and not line.data_class else {})}
+
+
+def refuse_another_optimizer(trained: Any, given: Any) -> None:
+    """Refuse to resume with an optimiser that cannot take up the checkpoint's state.
+
+    Args:
+        trained: the settings of the checkpoint's, where it names them.
+        given: those of this run.
+
+    Raises:
+        UsageError: the classes differ.
+    """
+    names = [spec["class_path"] if is_spec(spec) else spec for spec in (trained, given)]
+    if trained is not None and not same_class(*names):
+        one, other = (str(name).rpartition(".")[2] for name in names)
+        raise UsageError(f"the checkpoint was trained with {one}, this run has {other}: resume with the same optimiser")
