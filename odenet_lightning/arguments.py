@@ -10,10 +10,9 @@ import yaml
 from torch import nn
 
 from odenet_lightning.augment import Augmentation
-from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.data import MNISTDataModule, Source
 from odenet_lightning.gradients import Gradient
 from odenet_lightning.solvers import Solver
-from odenet_lightning.sources import Source
 
 PROGRAM = "python -m odenet_lightning"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,19 +13,16 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from odenet_lightning.divergence import REMEDY, DivergenceError
 from odenet_lightning.models import CLASSES, Classifier, ODENet
 from odenet_lightning.solvers import SolverError
+from odenet_lightning.trainer import is_written
 
 Schedule = Literal["constant", "one_cycle", "cosine"]
 Batch = tuple[Tensor, Tensor]
 
 MAX_SKIPS = 10  # batches in a row left out before the run ends
-REMEDY = "try a smaller learning rate, --trainer.gradient_clip_val 1, or an adaptive solver"
 ACCURACY_COUNTS = ("tp", "fp", "tn", "fn")  # what torchmetrics' accuracy adds up
-
-
-class DivergenceError(RuntimeError):
-    """The loss is no number any more."""
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -46,17 +43,6 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
-def is_written(trainer: Trainer) -> bool:
-    """Whether scalars are written after this training step, or the epoch or the run ends with it.
-
-    Each scalar logged costs a tenth of a millisecond, so they are logged only then.
-    """
-    every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-    # Lightning's own count for loggers: unlike `global_step`, it goes on where a batch is skipped
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-    return trainer.is_last_batch or step == trainer.max_steps or (every > 0 and step % every == 0)
 
 
 class ClassifierModule(LightningModule):
@@ -287,3 +273,9 @@ class ClassifierModule(LightningModule):
             for name, count in self.resumed.get("train_acc", {}).items():
                 setattr(self.train_acc, name, count.to(self.device))
         self.resumed = {}
+
+
+def classifier(module: LightningModule) -> ClassifierModule:
+    """The module as what it is; these callbacks serve no other."""
+    assert isinstance(module, ClassifierModule)
+    return module

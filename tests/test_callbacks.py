@@ -23,8 +23,9 @@ from odenet_lightning.callbacks import (
 from odenet_lightning.cli import main
 from odenet_lightning.fields import Field
 from odenet_lightning.gradients import Adjoint
-from odenet_lightning.module import MAX_SKIPS, is_written
+from odenet_lightning.module import MAX_SKIPS
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Midpoint, SolverError
+from odenet_lightning.trainer import is_written
 from tests.test_module import FewDigits, sgd, trainer_in
 
 CPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]

@@ -20,7 +20,7 @@ from odenet_lightning import ClassifierModule
 from odenet_lightning.arguments import PROGRAM, checkpoint_path, foreign_texts
 from odenet_lightning.callbacks import Throughput
 from odenet_lightning.cli import CLI, DEFAULT_NET, condense, main
-from odenet_lightning.sources import load_sample
+from odenet_lightning.data import load_sample
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
 SAMPLE = ["--data.source", "sample"]

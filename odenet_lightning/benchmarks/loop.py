@@ -20,10 +20,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn import functional as F
 
 from odenet_lightning.callbacks import EvaluationCounts, Throughput
-from odenet_lightning.data import EvaluationBatches, normalise
+from odenet_lightning.data import Digits, EvaluationBatches, normalise
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
-from odenet_lightning.sources import Digits
 
 WARM_UP = 10  # steps before the clock starts
 

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from odenet_lightning.arguments import kept_data, load_checkpoint
-from odenet_lightning.data import MNISTDataModule, normalise
-from odenet_lightning.sources import Source
+from odenet_lightning.data import MNISTDataModule, Source, normalise
 
 Value = str | int | float | bool | None
 Row = dict[str, Value]

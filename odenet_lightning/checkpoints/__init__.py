@@ -1,0 +1,19 @@
+"""Checkpoints: written whole or not at all, read as data, and one to resume from."""
+
+from odenet_lightning.checkpoints.atomic import CheckpointError, WholeCheckpointIO, bring_along, written_whole
+from odenet_lightning.checkpoints.best import BestCheckpoint
+from odenet_lightning.checkpoints.last import LastCheckpoint
+from odenet_lightning.checkpoints.slurm import in_slurm, is_requeued, requeue, watch_for_preemption
+
+__all__ = [
+    "BestCheckpoint",
+    "CheckpointError",
+    "LastCheckpoint",
+    "WholeCheckpointIO",
+    "bring_along",
+    "in_slurm",
+    "is_requeued",
+    "requeue",
+    "watch_for_preemption",
+    "written_whole",
+]
