@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from odenet_lightning.allocator import keep_freed_memory
 from odenet_lightning.arguments import (
@@ -35,6 +34,7 @@ from odenet_lightning.callbacks import (
     EventFile,
     Pictures,
     PredictionWriter,
+    Resume,
     TestReport,
     Throughput,
     datamodule,
@@ -43,6 +43,7 @@ from odenet_lightning.checkpoints import (
     BestCheckpoint,
     CheckpointError,
     LastCheckpoint,
+    RefusedCheckpoint,
     WholeCheckpointIO,
     in_slurm,
     is_requeued,
@@ -185,6 +186,7 @@ class CLI(LightningCLI):
         """A logger without stub metrics, a progress bar for terminals only, a length where none is given."""
         trainer = self._get(self.config_init, "trainer")
         callbacks: list[Callback] = [
+            Resume(),
             Throughput(),
             EventFile(),
             TestReport(),
@@ -276,10 +278,6 @@ class CLI(LightningCLI):
             kwargs["ckpt_path"] = str(last)
         try:
             self.trainer.fit(model, **kwargs)
-            if kwargs.get("ckpt_path") and self.trainer.global_step == model.resumed_step:
-                rank_zero_warn(
-                    "no step was taken: the checkpoint's run is complete; a larger --trainer.max_epochs goes on"
-                )
         except (SolverError, DivergenceError, CheckpointError) as error:
             kept, _ = best_checkpoint(self.trainer)
             left = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"
@@ -414,4 +412,4 @@ def main(args: ArgsType = None) -> None:
         if os.environ.get(DEBUG):
             raise
         print(f"error: {explain(e)}", file=sys.stderr, flush=True)
-        raise SystemExit(2 if isinstance(e, UsageError) else 1) from None
+        raise SystemExit(2 if isinstance(e, UsageError | RefusedCheckpoint) else 1) from None

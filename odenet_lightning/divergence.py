@@ -1,6 +1,9 @@
 """When training diverges: the loss or the weights are NaN or infinite."""
 
-from lightning import Trainer
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
 
 REMEDY = "try a smaller learning rate, --trainer.gradient_clip_val 1, or an adaptive solver"
 
@@ -9,12 +12,30 @@ class DivergenceError(RuntimeError):
     """The loss or the weights are NaN or infinite."""
 
 
-def check_finite(trainer: Trainer) -> None:
-    """Refuse to keep weights that are no numbers over ones that are.
+def refuse_loss(loss: Tensor, where: str) -> None:
+    """End a run whose loss is NaN or infinite.
+
+    Args:
+        loss: a scalar.
+        where: what it is the loss of.
+
+    Raises:
+        DivergenceError: it is not finite.
+    """
+    if not loss.isfinite():
+        raise DivergenceError(f"the loss {where} is {float(loss)}: {REMEDY}")
+
+
+def refuse_weights(weights: Mapping[str, Any], step: int | str) -> None:
+    """Refuse to keep weights that are NaN or infinite over ones that are not.
+
+    Args:
+        weights: a module's state dict.
+        step: the optimiser step that they come from.
 
     Raises:
         DivergenceError: some are not finite.
     """
-    for name, weight in trainer.lightning_module.named_parameters():
-        if not weight.isfinite().all():
-            raise DivergenceError(f"the weights {name} are not finite after step {trainer.global_step}: {REMEDY}")
+    for name, weight in weights.items():
+        if isinstance(weight, Tensor) and not weight.isfinite().all():
+            raise DivergenceError(f"the weights {name} are not finite after step {step}: {REMEDY}")

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from odenet_lightning.module import classifier
+from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.solvers import Solver
 
 

@@ -2,7 +2,7 @@
 
 from lightning import Callback, LightningModule, Trainer
 
-from odenet_lightning.module import classifier
+from odenet_lightning.callbacks.classifier import classifier
 
 
 class EpochLines(Callback):

@@ -6,7 +6,7 @@ from lightning import Callback, LightningModule, Trainer
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils.tensorboard.summary import hparams as hparams_summary
 
-from odenet_lightning.module import classifier
+from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.trainer import datamodule, tensorboard
 
 

@@ -7,7 +7,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torchmetrics import MeanMetric
 
 from odenet_lightning.block import SolveRecord
-from odenet_lightning.module import classifier
+from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.trainer import is_written
 
 

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.figures import draw_confusion, draw_digits, draw_feature_maps, release
 from odenet_lightning.models import CLASSES
-from odenet_lightning.module import classifier
 from odenet_lightning.trainer import datamodule, tensorboard
 
 MISTAKES = 32  # misclassified digits drawn

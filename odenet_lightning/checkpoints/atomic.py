@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from odenet_lightning.divergence import refuse_weights
 
 
 class CheckpointError(RuntimeError):
@@ -44,12 +47,15 @@ class WholeCheckpointIO(TorchCheckpointIO):
     another disk is a copy that can end half-way. Reading never runs code (`weights_only`).
     """
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint.
 
         Raises:
             CheckpointError: it cannot be written; nothing has changed.
+            DivergenceError: its weights are NaN or infinite; nothing has changed.
         """
+        refuse_weights(checkpoint.get("state_dict", {}), checkpoint.get("global_step", "?"))
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -60,9 +66,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
 
+    @override
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Read a checkpoint as data, whatever `weights_only` says."""
-        del weights_only
         return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only=True)
 
 

@@ -21,7 +21,7 @@ def watch_for_preemption() -> None:
 
 def is_requeued() -> bool:
     """Whether this SLURM job has run before."""
-    return in_slurm() and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    return in_slurm() and int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
 
 
 def requeue() -> bool:
