@@ -18,7 +18,7 @@ def refuse_unknown(schedule: str) -> None:
         raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, not {schedule!r}")
 
 
-def scheduler_of(schedule: Literal["one_cycle", "cosine"], optimizer: Optimizer, steps: float) -> LRScheduler:
+def scheduler_of(schedule: Schedule, optimizer: Optimizer, steps: float) -> LRScheduler:
     """The scheduler of a run of so many steps, to be stepped after every batch.
 
     Raises:

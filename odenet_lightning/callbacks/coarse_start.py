@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.solvers import Solver
@@ -32,6 +33,7 @@ class CoarseStart(Callback):
             block.solver = solver
         self.own = []
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Coarse or not, by the place in the run; so a run resumed anywhere goes on as it was."""
         done = trainer.current_epoch + batch_idx / trainer.num_training_batches
@@ -43,14 +45,14 @@ class CoarseStart(Callback):
             for block in blocks:
                 block.solver = self.solver
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate with the network's own solver."""
         self._restore(pl_module)
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the network as it was given."""
         self._restore(pl_module)
 
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Likewise."""
         self._restore(pl_module)

@@ -1,6 +1,7 @@
 """EpochLines: a line for each epoch."""
 
 from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from odenet_lightning.callbacks.classifier import classifier
 
@@ -8,8 +9,8 @@ from odenet_lightning.callbacks.classifier import classifier
 class EpochLines(Callback):
     """A plain line an epoch, for logs and pipes, where a progress bar would be noise."""
 
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the epoch's figures."""
         train_acc = classifier(pl_module).train_acc.compute()  # on every process: it gathers
         if not trainer.is_global_zero:
             return

@@ -5,6 +5,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils.tensorboard.summary import hparams as hparams_summary
+from typing_extensions import override
 
 from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.trainer import datamodule, tensorboard
@@ -15,8 +16,11 @@ class EventFile(Callback):
 
     A run that goes on in the same folder (a requeued SLURM job) tells TensorBoard to forget
     what was written after its checkpoint, since those steps are taken again.
+
+    (`SummaryWriter(purge_step=...)` is no way: Lightning makes the writer before it reads the checkpoint.)
     """
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the hyperparameters once, with what only a set-up run knows, beside the metrics really logged."""
         writer = tensorboard(trainer)

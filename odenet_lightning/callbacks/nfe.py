@@ -5,6 +5,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torchmetrics import MeanMetric
+from typing_extensions import override
 
 from odenet_lightning.block import SolveRecord
 from odenet_lightning.callbacks.classifier import classifier
@@ -38,12 +39,13 @@ class EvaluationCounts(Callback):
         self.backward: list[int] = []
         self.validation = MeanMetric()
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """The counts since they were last written, so that a resumed run averages over the same steps."""
         return {"forward": self.forward, "backward": self.backward}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
         self.forward, self.backward = list(state_dict["forward"]), list(state_dict["backward"])
 
     @staticmethod
@@ -54,10 +56,11 @@ class EvaluationCounts(Callback):
             block.forget_solves()
         return records
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start each batch's count at zero."""
         self._collect(pl_module)
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -98,12 +101,13 @@ class EvaluationCounts(Callback):
             )
             trainer.should_stop = True
 
+    @override
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Start each batch's count at zero."""
         self._collect(pl_module)
 
+    @override
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -113,16 +117,16 @@ class EvaluationCounts(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the batch."""
         records = self._collect(pl_module)
         if records:
             self.validation.update(sum(record.forward.evaluations for record in records))
 
+    @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start afresh."""
         self.validation.reset()
         self.validation.to(pl_module.device)
 
+    @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the average over the batches of all processes, which may not have the same number of them."""
         if classifier(pl_module).net.ode_blocks:

@@ -7,10 +7,10 @@ from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
+from typing_extensions import override
 
 from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.figures import draw_confusion, draw_digits, draw_feature_maps, release
-from odenet_lightning.models import CLASSES
 from odenet_lightning.trainer import datamodule, tensorboard
 
 MISTAKES = 32  # misclassified digits drawn
@@ -37,7 +37,7 @@ class Pictures(Callback):
         if every_n_epochs < 0:
             raise ValueError(f"every_n_epochs must not be negative, not {every_n_epochs}")
         self.every_n_epochs = every_n_epochs
-        self.confusion = MulticlassConfusionMatrix(CLASSES)
+        self.confusion: MulticlassConfusionMatrix | None = None
         self.mistakes: list[tuple[Tensor, int, int]] = []
         self.example: Tensor | None = None
 
@@ -46,12 +46,11 @@ class Pictures(Callback):
             return False
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
+    @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start afresh."""
-        self.confusion.reset()
-        self.confusion.to(pl_module.device)
-        self.mistakes, self.example = [], None
+        self.confusion, self.mistakes, self.example = None, [], None
 
+    @override
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -61,26 +60,28 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Gather what is drawn."""
         if not self._is_on(trainer):
             return
         images, labels = batch
-        predicted = outputs["logits"].argmax(1)
+        predicted, classes = outputs["logits"].argmax(1), outputs["logits"].shape[1]
+        if self.confusion is None:
+            self.confusion = MulticlassConfusionMatrix(classes).to(pl_module.device)
         self.confusion.update(predicted, labels)
         self.example = images[:1] if self.example is None else self.example
         for index in (predicted != labels).nonzero().flatten()[: MISTAKES - len(self.mistakes)]:
             self.mistakes.append((images[index, 0].cpu(), int(labels[index]), int(predicted[index])))
 
+    @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
-        if not self._is_on(trainer):
+        if not self._is_on(trainer) or self.confusion is None:
             return
         counts = self.confusion.compute()  # on every process: it gathers
         if tensorboard(trainer) is None or self.example is None:
             return
         wrong = int(counts.sum() - counts.diagonal().sum())
         data = datamodule(trainer)
-        names = data.class_names if data is not None else [str(label) for label in range(len(counts))]
+        named = data.class_names if data is not None else ()
+        names = named if len(named) == len(counts) else [str(label) for label in range(len(counts))]
         add_figure(trainer, "val/confusion", draw_confusion(counts, names))
         images = torch.stack([image for image, _, _ in self.mistakes]) if self.mistakes else torch.zeros(0, 28, 28)
         taken = " taken for " if max(map(len, names)) < 5 else "\nfor "

@@ -2,48 +2,36 @@
 
 import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from typing_extensions import override
 
 from odenet_lightning.figures import contact_sheet
 from odenet_lightning.trainer import datamodule
 
 
-class PredictionWriter(Callback):
+class PredictionWriter(BasePredictionWriter):
     """Writes predictions.csv (file, digit, confidence) and predictions.png, a contact sheet."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, Tensor]] = []
+        super().__init__(write_interval="epoch")
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start afresh."""
-        self.rows = []
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+    @override
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
-        """Keep the batch's predictions."""
-        self.rows.append({key: value.cpu() for key, value in outputs.items()})
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both files into the run's folder and say where they are."""
         data = datamodule(trainer)
         if data is None:
             return
         folder = Path(trainer.log_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         digits, confidences, images = (
-            torch.cat([row[k] for row in self.rows]) for k in ("digit", "confidence", "images")
+            torch.cat([batch[key].cpu() for batch in predictions]) for key in ("digit", "confidence", "images")
         )
         names = [path.name for path in data.predict_paths]
         with (folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:

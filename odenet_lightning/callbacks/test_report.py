@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from odenet_lightning.trainer import datamodule
 
@@ -17,11 +18,12 @@ class TestReport(Callback):
     def __init__(self) -> None:
         self.started, self.count = 0.0, 0
 
+    @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
         self.started = time.perf_counter()
         self.count = 0
 
+    @override
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -31,11 +33,10 @@ class TestReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the digits that were seen."""
         self.count += len(batch[1])
 
+    @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print."""
         seconds = time.perf_counter() - self.started
         data = datamodule(trainer)
         used = f" of {data.digits_used}" if data is not None else ""

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from odenet_lightning.trainer import is_written
 
@@ -21,26 +22,26 @@ class Throughput(Callback):
     def _restart(self) -> None:
         self.images, self.idle, self.started = 0, 0.0, time.perf_counter()
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; a run resumed within an epoch has no epoch's start."""
-        self._restart()
+        self._restart()  # a run resumed within an epoch has no epoch's start
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
         self._restart()
 
+    @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it."""
         self.validation_began = time.perf_counter()
 
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let it go on."""
         self.idle += time.perf_counter() - self.validation_began
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the rate since it was last written."""
         self.images += len(batch[0]) * trainer.world_size
         if is_written(trainer):
             seconds = time.perf_counter() - self.started - self.idle

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from typing_extensions import override
 
 from odenet_lightning.checkpoints.atomic import CheckpointError, bring_along
 from odenet_lightning.checkpoints.slurm import is_requeued
@@ -18,22 +19,26 @@ class BestCheckpoint(ModelCheckpoint):
     the best.
     """
 
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note whether this is training: testing loads the callbacks' states, too."""
         super().setup(trainer, pl_module, stage)
         self.fits, self.resumed_folder = stage == "fit", None
 
+    @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note where a resumed run comes from; before its state is loaded."""
         if self.fits and trainer.ckpt_path and self.dirpath:
             self.resumed_folder = Path(trainer.ckpt_path).resolve().parent
             refuse_to_overwrite(Path(self.dirpath), self.resumed_folder)
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A new run does not write over an earlier one."""
         if self.resumed_folder is None and self.dirpath:
             refuse_to_overwrite(Path(self.dirpath), None)
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the earlier run's best files, where they are still there."""
         if not self.fits:

@@ -13,10 +13,15 @@ class EpochOrder(Sampler[int]):
     """A permutation of n images for each epoch, by a seed: the same on all processes and in a resumed run.
 
     Lightning names the epoch (`set_epoch`), as it does for torch's `DistributedSampler`.
+
+    Args:
+        count: n.
+        seed: what the permutations are drawn by, together with the epoch.
+        is_fixed: have all epochs take the first one's order.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    def __init__(self, count: int, seed: int, is_fixed: bool = False) -> None:
+        self.count, self.seed, self.is_fixed, self.epoch = count, seed, is_fixed, 0
 
     def __len__(self) -> int:
         return self.count
@@ -27,7 +32,9 @@ class EpochOrder(Sampler[int]):
 
     def permutation(self) -> Tensor:
         """The epoch's order, `[n]`."""
-        generator = torch.Generator().manual_seed((self.seed + 1_000_003 * self.epoch) % 2**63)
+        generator = torch.Generator().manual_seed(
+            (self.seed + 1_000_003 * (0 if self.is_fixed else self.epoch)) % 2**63
+        )
         return torch.randperm(self.count, generator=generator)
 
     def __iter__(self) -> Iterator[int]:

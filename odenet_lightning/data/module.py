@@ -7,6 +7,7 @@ import torch
 from lightning import LightningDataModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+from typing_extensions import override
 
 from odenet_lightning.augment import Augmentation, Shift
 from odenet_lightning.data.batches import EpochOrder, EvaluationBatches, TrainingBatches
@@ -90,6 +91,7 @@ class MNISTDataModule(LightningDataModule):
         self.batches: TrainingBatches | None = None
         self.resumed_place: dict[str, int] | None = None
 
+    @override
     def prepare_data(self) -> None:
         """Download what is wanted and missing; parse and cache the sample. One process a node."""
         if self.trainer is not None and self.trainer.predicting:
@@ -113,6 +115,7 @@ class MNISTDataModule(LightningDataModule):
         if self.source == "sample" or (self.source == "auto" and not is_mnist_there(self.root)):
             load_sample(self.root)
 
+    @override
     def setup(self, stage: str) -> None:
         """Load and split; downloads nothing."""
         if stage == "predict":
@@ -141,6 +144,7 @@ class MNISTDataModule(LightningDataModule):
             return torch.device("cpu"), 0, 1
         return self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
 
+    @override
     def train_dataloader(self) -> TrainingBatches:
         """Shuffled anew each epoch; the last, incomplete batch of an epoch is left out."""
         device, rank, processes = self._place()
@@ -154,7 +158,8 @@ class MNISTDataModule(LightningDataModule):
             self.order_seed = torch.initial_seed() % 2**63
             if self.trainer is not None:
                 self.order_seed = self.trainer.strategy.broadcast(self.order_seed)
-        order = EpochOrder(len(digits), self.order_seed)
+        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # pyright: ignore[reportAttributeAccessIssue]
+        order = EpochOrder(len(digits), self.order_seed, is_fixed=overfits)
         self.batches = TrainingBatches(digits, self.batch_size, order, rank, processes)
         if self.resumed_place is not None:
             self.batches.load_state_dict(self.resumed_place)
@@ -164,18 +169,20 @@ class MNISTDataModule(LightningDataModule):
         device, rank, processes = self._place()
         return EvaluationBatches(self.parts[part].to(device), self.batch_size, rank, processes)
 
+    @override
     def val_dataloader(self) -> EvaluationBatches:
-        """In order."""
         return self._evaluation("val")
 
+    @override
     def test_dataloader(self) -> EvaluationBatches:
-        """In order."""
         return self._evaluation("test")
 
+    @override
     def predict_dataloader(self) -> EvaluationBatches:
         """The user's own digits, in the order of `predict_paths`."""
         return self._evaluation("predict")
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """The order's seed and the place in it; kept in every checkpoint."""
         if self.batches is None:
@@ -183,6 +190,7 @@ class MNISTDataModule(LightningDataModule):
         place = self.batches.state_dict()
         return {"order_seed": self.order_seed, "place": place, "digits_used": self.digits_used}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on in the same order, whatever seed the new run has, at the same place.
 
@@ -192,6 +200,7 @@ class MNISTDataModule(LightningDataModule):
         if state_dict:
             self.order_seed, self.resumed_place = state_dict["order_seed"], state_dict["place"]
 
+    @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """uint8 to [-1, 1], on the device; augmented where training and asked for."""
         del dataloader_idx
