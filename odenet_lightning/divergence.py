@@ -17,13 +17,13 @@ def refuse_loss(loss: Tensor, where: str) -> None:
 
     Args:
         loss: a scalar.
-        where: what it is the loss of.
+        where: "at step 3", say.
 
     Raises:
         DivergenceError: it is not finite.
     """
     if not loss.isfinite():
-        raise DivergenceError(f"the loss {where} is {float(loss)}: {REMEDY}")
+        raise DivergenceError(f"the loss is {float(loss)} {where}: {REMEDY}")
 
 
 def refuse_weights(weights: Mapping[str, Any], step: int | str) -> None:

@@ -62,8 +62,8 @@ class ClassifierModule(LightningModule):
         # objects are no hyperparameters; the command line adds both as the plain config that made them
         self.save_hyperparameters(ignore=["net", "optimizer"])
         self.net = net or ODENet()
-        self.optimizer_of, self.schedule = optimizer, schedule
-        self.lr: float | None = None
+        self.optimizer_of, self.lr = optimizer, None
+        self.schedule: Schedule = schedule
         self.skips, self.compile_solve = Skips(on_solver_error), compile
         classes = getattr(self.net, "num_classes", CLASSES)  # a micro average comes out right without it
         accuracies = (MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(3))

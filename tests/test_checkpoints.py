@@ -181,7 +181,7 @@ def test_nothing_is_kept_while_gradients_add_up(
     def note(_: LastCheckpoint, trainer: Trainer) -> None:
         saved.append((trainer.global_step, trainer.fit_loop.epoch_loop.batch_progress.current.ready))
 
-    monkeypatch.setattr(LastCheckpoint, "_save", note)
+    monkeypatch.setattr(LastCheckpoint, "_write", note)
     args = [
         "--last.every_n_train_steps",
         "1",

@@ -107,6 +107,7 @@ def test_killed(undisturbed: Any, tmp_path: Path, sample_root: Path, step: int) 
     killed(undisturbed, tmp_path, sample_root, step)
 
 
+@pytest.mark.filterwarnings("default:preempted")  # also in the forked process
 @pytest.mark.parametrize("step", STEP)
 def test_preempted(
     undisturbed: Any, tmp_path: Path, sample_root: Path, step: int, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ from odenet_lightning.trainer import datamodule, tensorboard
 class EventFile(Callback):
     """Keeps TensorBoard's event file complete: hyperparameters in, no step twice.
 
-    A run that goes on in the same folder (a requeued SLURM job) tells TensorBoard to forget
+    A run that continues in the same folder (a requeued SLURM job) tells TensorBoard to forget
     what was written after its checkpoint, since those steps are taken again.
 
     (`SummaryWriter(purge_step=...)` is no way: Lightning makes the writer before it reads the checkpoint.)

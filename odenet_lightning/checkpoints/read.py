@@ -74,7 +74,8 @@ def rebuild(
     for key in config:
         parser.add_argument(f"--{key}", type=kinds[key])
     try:
-        return parser.instantiate_classes(parser.parse_object(config)).as_dict()
+        made = parser.instantiate_classes(parser.parse_object(config))
+        return {key: made[key] for key in config}
     except Exception as e:
         raise RefusedCheckpoint(f"{path} holds a network or an optimiser that cannot be made again: {e}") from e
 
