@@ -88,8 +88,8 @@ class SameConv(torch.autograd.Function):
 class Conv(nn.Conv2d):
     """A 3 x 3 convolution with padding 1, from `[B, C, H, W]` to the same shape.
 
-    `nn.Conv2d`'s numbers and parameters, with a faster backward pass on the CPU (`SameConv`). Not worth it for many channels
-    or in channels-last memory.
+    `nn.Conv2d`'s numbers and parameters, with a faster backward pass on the CPU (`SameConv`). Not worth it for
+    many channels or in channels-last memory.
 
     Args:
         channels: C, at least 1.

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from odenet_lightning import sources
-from odenet_lightning.sources import load_sample
+from odenet_lightning.data import datasets, download, load_sample
 
 # Lightning's own call of jsonargparse is deprecated there; it is theirs to mend
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
@@ -31,7 +30,7 @@ def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, without a network."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "reachable", lambda *_, **__: False)
+    monkeypatch.setattr(download, "reachable", lambda *_, **__: False)
     return tmp_path
 
 
@@ -52,10 +51,10 @@ def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         labels = torch.arange(count) % 10
         images = torch.randint(0, 256, (count, 28, 28), generator=generator)
         for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
-            path = sources.raw_folder(root) / f"{part}-{kind}-ubyte"
+            path = datasets.raw_folder(root) / f"{part}-{kind}-ubyte"
             write_idx(path, values.to(torch.uint8))
             sums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(sources, "MNIST_FILES", sums)
+    monkeypatch.setattr(datasets, "MNIST_FILES", sums)
     return root
 
 

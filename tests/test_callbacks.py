@@ -23,8 +23,9 @@ from odenet_lightning.callbacks import (
 from odenet_lightning.cli import main
 from odenet_lightning.fields import Field
 from odenet_lightning.gradients import Adjoint
-from odenet_lightning.module import MAX_SKIPS, is_written
+from odenet_lightning.skipping import MAX_SKIPS
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Midpoint, SolverError
+from odenet_lightning.trainer import is_written
 from tests.test_module import FewDigits, sgd, trainer_in
 
 CPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
@@ -118,7 +119,7 @@ def test_skipped_batches_leave_the_weights_and_are_counted(tmp_path: Path) -> No
     module.on_train_batch_end = lambda *_: weights.append(field.weight.detach().clone())  # type: ignore[method-assign]
     trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[EvaluationCounts()])
     trainer.fit(module, FewDigits())
-    assert module.skipped == 2
+    assert module.skips.total == 2
     assert weights[0] == weights[1] == weights[2] != weights[3]
     assert trainer.callback_metrics["solver/skipped"] == 2
 
@@ -153,7 +154,7 @@ def test_too_many_skips_in_a_row_end_the_run(tmp_path: Path) -> None:
     )
     with pytest.raises(SolverError, match=f"{MAX_SKIPS + 1} batches in a row"):
         trainer_in(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, FewDigits(batches=40))
-    assert module.skipped == MAX_SKIPS + 1
+    assert module.skips.total == MAX_SKIPS + 1
 
 
 def test_failed_adjoint_solve_is_skipped_too(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_failed_adjoint_solve_is_skipped_too(tmp_path: Path) -> None:
     module = ClassifierModule(net, sgd(0.01), "constant", on_solver_error="skip")
     before = [p.detach().clone() for p in module.parameters()]
     trainer_in(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, FewDigits())
-    assert module.skipped == 4
+    assert module.skips.total == 4
     assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
 
 
@@ -309,7 +310,7 @@ def test_missing_compiler_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch, "compile", fail)
     module = ClassifierModule(ODENet(2, solver=RK4(num_steps=1)), sgd(0.01), "constant", compile=True)
-    with pytest.warns(UserWarning, match=r"no compiler to be had \(no C\+\+ compiler found\)"):
+    with pytest.warns(UserWarning, match=r"no compiler available \(no C\+\+ compiler found\)"):
         trainer_in(tmp_path, max_epochs=1).fit(module, FewDigits())
     assert module.trainer.global_step == 4
 

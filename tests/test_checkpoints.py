@@ -12,8 +12,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from odenet_lightning import checkpoints
-from odenet_lightning.checkpoints import CheckpointError, LastCheckpoint, WholeCheckpointIO, bring_along
+from odenet_lightning.checkpoints import CheckpointError, LastCheckpoint, WholeCheckpointIO, atomic, bring_along
 from odenet_lightning.cli import main
 from tests.processes import command, run
 
@@ -97,7 +96,7 @@ def test_full_disk_ends_a_run_in_one_line(
             raise OSError(errno.ENOSPC, "No space left on device")
         whole(descriptor)
 
-    monkeypatch.setattr(checkpoints.os, "fsync", fail_later)
+    monkeypatch.setattr(atomic.os, "fsync", fail_later)
     with pytest.raises(SystemExit) as ended:
         main([*FIT, "--data.root", str(sample_root), *SHORT, "--pictures.every_n_epochs", "0"])
     assert ended.value.code == 1
@@ -182,7 +181,7 @@ def test_nothing_is_kept_while_gradients_add_up(
     def note(_: LastCheckpoint, trainer: Trainer) -> None:
         saved.append((trainer.global_step, trainer.fit_loop.epoch_loop.batch_progress.current.ready))
 
-    monkeypatch.setattr(LastCheckpoint, "_save", note)
+    monkeypatch.setattr(LastCheckpoint, "_write", note)
     args = [
         "--last.every_n_train_steps",
         "1",

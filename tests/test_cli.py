@@ -20,13 +20,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import odenet_lightning
 from odenet_lightning import ClassifierModule
 from odenet_lightning.callbacks import Throughput
+from odenet_lightning.checkpoints.trust import foreign_texts
 from odenet_lightning.cli import main
 from odenet_lightning.cli.app import CLI
 from odenet_lightning.cli.argv import defaults, split
 from odenet_lightning.cli.choices import drawn_seed
 from odenet_lightning.cli.errors import PROGRAM, UsageError, condense
-from odenet_lightning.cli.trust import foreign_texts
-from odenet_lightning.sources import load_sample
+from odenet_lightning.data import load_sample
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
 SAMPLE = ["--data.source", "sample"]

@@ -8,9 +8,19 @@ from hypothesis import strategies as st
 from lightning.pytorch.plugins import Precision
 from torchvision.datasets.mnist import read_image_file
 
-from odenet_lightning import MNISTDataModule, data, sources
-from odenet_lightning.data import EpochOrder, EvaluationBatches, TrainingBatches, normalise
-from odenet_lightning.sources import DataError, Digits, raw_folder
+from odenet_lightning import MNISTDataModule
+from odenet_lightning.data import (
+    DataError,
+    Digits,
+    EpochOrder,
+    EvaluationBatches,
+    TrainingBatches,
+    datasets,
+    download,
+    normalise,
+)
+from odenet_lightning.data import module as data_module
+from odenet_lightning.data.datasets import raw_folder
 
 
 def test_sample_is_split_and_stratified(sample_root: Path) -> None:
@@ -72,7 +82,7 @@ def test_mnist_never_falls_back(workdir: Path) -> None:
 
 
 def test_setup_never_downloads(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "download", lambda *_: pytest.fail("setup must not download"))
+    monkeypatch.setattr(data_module, "download", lambda *_: pytest.fail("setup must not download"))
     module = MNISTDataModule()
     module.setup("fit")
     assert module.digits_used == "sample"
@@ -82,9 +92,9 @@ def test_interrupted_download_is_told(workdir: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("File not found or corrupted.\nmore")
 
-    monkeypatch.setattr(sources, "reachable", lambda *_, **__: True)
-    mnist = replace(sources.RELATIVES["mnist"], open=fail)
-    monkeypatch.setitem(sources.RELATIVES, "mnist", mnist)
+    monkeypatch.setattr(download, "reachable", lambda *_, **__: True)
+    mnist = replace(datasets.RELATIVES["mnist"], open=fail)
+    monkeypatch.setitem(datasets.RELATIVES, "mnist", mnist)
     with pytest.raises(DataError, match=r"the download failed \(File not found or corrupted\.\)"):
         MNISTDataModule(source="mnist").prepare_data()
 

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from torch.optim import SGD
 
 from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet
-from odenet_lightning.callbacks import EvaluationCounts, TestReport, classifier
+from odenet_lightning.callbacks import EvaluationCounts, Resume, TestReport, classifier
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.solvers import Dopri5, Midpoint, Solver
 
@@ -59,7 +59,7 @@ def fit(
         max_steps=STEPS,
         val_check_interval=STEPS,
         limit_train_batches=STEPS,
-        callbacks=[EvaluationCounts(), Recorder(folder)],
+        callbacks=[Resume(), EvaluationCounts(), Recorder(folder)],
         default_root_dir=folder,
         logger=False,
         enable_checkpointing=False,

@@ -449,7 +449,7 @@ def test_second_derivative_is_refused_rather_than_wrong(gradient: Gradient) -> N
     field, y0 = mixer_problem()
     y0.requires_grad_()
     y1 = gradient.solve(RK4(num_steps=2), Problem(field, y0)).y
-    with pytest.raises(GradientError, match="create_graph=True.*Backprop"):
+    with pytest.raises(GradientError, match=r"create_graph=True.*Backprop"):
         torch.autograd.grad(y1.square().sum(), y0, create_graph=True)
 
 

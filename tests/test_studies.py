@@ -19,8 +19,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from odenet_lightning.checkpoints import RefusedCheckpoint
 from odenet_lightning.cli import main
-from odenet_lightning.cli.errors import UsageError
 from odenet_lightning.models import Classifier, ODENet, PyramidODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Bosh3, Dopri5, Midpoint
@@ -380,7 +380,7 @@ def test_a_network_with_parts_of_others_is_imported_only_if_trusted(
     parts = {"state_dict": state, "pytorch-lightning_version": "2", "hyper_parameters": {"net": config}}
     torch.save(parts, "foreign.ckpt")
     for trusted in (None, "swirl", "swirls.Swirl.Other", "s.irls", "other"):
-        with pytest.raises(UsageError, match=r"names 'swirls.Swirl'.*--trusted MODULE"):
+        with pytest.raises(RefusedCheckpoint, match=r"names 'swirls.Swirl'.*--trusted MODULE"):
             load_network("foreign.ckpt", trusted)
     assert "swirls" not in sys.modules
     for trusted in ("swirls", "swirls.Swirl"):

@@ -19,6 +19,7 @@ from odenet_lightning.callbacks import (
     EventFile,
     Pictures,
     PredictionWriter,
+    Resume,
     TestReport,
     Throughput,
 )
@@ -110,7 +111,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A logger without stub metrics, a progress bar for terminals only, a length where none is given."""
         trainer = self._get(self.config_init, "trainer")
-        callbacks: list[Callback] = [Throughput(), EventFile(), TestReport(), PredictionWriter()]
+        callbacks: list[Callback] = [Resume(), Throughput(), EventFile(), TestReport(), PredictionWriter()]
         if trainer.logger in (None, True):
             root = trainer.default_root_dir or "."
             kwargs["logger"] = TensorBoardLogger(
@@ -177,12 +178,13 @@ class CLI(LightningCLI):
             kwargs["ckpt_path"] = str(last)
         try:
             self.trainer.fit(model, **kwargs)
-            if kwargs.get("ckpt_path") and self.trainer.global_step == model.resumed_step:
+            if any(isinstance(c, Resume) and c.took_no_step(self.trainer) for c in self.trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
                 rank_zero_warn(complete(self.trainer, model))
         except (SolverError, DivergenceError, CheckpointError) as error:
             kept, _ = best_checkpoint(self.trainer)
             left = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"
-            raise type(error)(f"{error}; {left}") from error
+            advice = "; in training a smaller learning rate or gradient clipping may help"
+            raise type(error)(f"{error}{advice if isinstance(error, SolverError) else ''}; {left}") from error
         except SystemExit as end:  # so Lightning ends: with 0 after a SIGTERM, with 1 after Ctrl-C
             code = 143 if isinstance(end, SIGTERMException) else 130 if end.code == 1 else None
             if code is None:  # a preempted job

@@ -4,18 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from jsonargparse import get_loader
 
+from odenet_lightning.checkpoints.trust import texts
 from odenet_lightning.cli.errors import UsageError
 from odenet_lightning.cli.layers import arguments, kept, laid_over, never, same_class
-from odenet_lightning.data import MNISTDataModule
-from odenet_lightning.sources import Source
-
-# settings of the data that a checkpoint brings along: another split or set would be a trap; root is this machine's
-KEPT_DATA = ("batch_size", "val_size", "split_seed", "augment")
 
 DATA = "odenet_lightning.MNISTDataModule"
 CONFIG_FLAGS = ("--config", "-c")
@@ -220,28 +216,6 @@ def _inlined(tree: Any, folder: Path, outer: tuple[Path, ...]) -> Any:
         return [_inlined(value, folder, outer) for value in tree]
     is_file = isinstance(tree, str) and tree.endswith((".yaml", ".yml")) and (folder / tree).is_file()
     return _read(folder / tree, outer) if is_file else tree
-
-
-def texts(tree: Any) -> set[str]:
-    """All texts in settings, at any depth."""
-    if isinstance(tree, dict):
-        return texts(list(tree.values()))
-    if isinstance(tree, list | tuple):
-        return set().union(*(texts(value) for value in tree))
-    return {tree} if isinstance(tree, str) else set()
-
-
-def kept_model(hparams: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a model among its hyperparameters, without Lightning's own notes."""
-    return {key: value for key, value in hparams.items() if not str(key).startswith("_")}
-
-
-def kept_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the data that a checkpoint was trained with, and the set that it really used."""
-    hparams = checkpoint.get("datamodule_hyper_parameters", {})
-    kept_ones = {key: hparams[key] for key in KEPT_DATA if isinstance(hparams.get(key), bool | int | dict)}
-    used = checkpoint.get(MNISTDataModule.__qualname__, {}).get("digits_used")
-    return kept_ones | ({"source": used} if used in get_args(Source) else {})
 
 
 def bare_data(settings: dict[str, Any]) -> dict[str, Any]:

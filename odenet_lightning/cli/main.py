@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from odenet_lightning import __version__
-from odenet_lightning.checkpoints import watch_for_preemption
+from odenet_lightning.checkpoints import RefusedCheckpoint, watch_for_preemption
 from odenet_lightning.cli.app import CLI
 from odenet_lightning.cli.argv import split
 from odenet_lightning.cli.errors import DEBUG, PROGRAM, UsageError, explain, quieten
@@ -78,4 +78,4 @@ def main(args: Sequence[str] | None = None) -> None:
         if os.environ.get(DEBUG):
             raise
         print(f"error: {explain(e)}", file=sys.stderr, flush=True)
-        raise SystemExit(2 if isinstance(e, UsageError) else 1) from None
+        raise SystemExit(2 if isinstance(e, UsageError | RefusedCheckpoint) else 1) from None

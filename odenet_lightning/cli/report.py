@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from odenet_lightning.checkpoints import LastCheckpoint
-from odenet_lightning.cli.argv import kept_model
+from odenet_lightning.checkpoints.read import kept_model
+from odenet_lightning.checkpoints.trust import foreign_texts
 from odenet_lightning.cli.errors import PROGRAM
-from odenet_lightning.cli.trust import foreign_texts
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.module import ClassifierModule
 

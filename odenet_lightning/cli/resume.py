@@ -4,10 +4,11 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from odenet_lightning.cli.argv import CommandLine, kept_data, kept_model
+from odenet_lightning.checkpoints.read import kept_data, kept_model, load_checkpoint
+from odenet_lightning.checkpoints.trust import refuse_foreign
+from odenet_lightning.cli.argv import CommandLine
 from odenet_lightning.cli.errors import UsageError
 from odenet_lightning.cli.layers import is_spec, same_class
-from odenet_lightning.cli.trust import load_checkpoint, refuse_foreign_classes
 from odenet_lightning.data import MNISTDataModule
 
 
@@ -23,7 +24,8 @@ def of_checkpoint(path: str, line: CommandLine) -> dict[str, Any]:
     """
     checkpoint = load_checkpoint(path)
     model, data = kept_model(checkpoint.get("hyper_parameters", {})), kept_data(checkpoint)
-    refuse_foreign_classes({"model": model, "data": data}, path, line.trusted)
+    remedy = "give the config that it was trained with, too (--config FILE)"
+    refuse_foreign({"model": model, "data": data}, path, line.trusted, remedy)
     if line.command == "fit" and not checkpoint.get("optimizer_states"):
         raise UsageError(f"{path} holds weights without the optimiser's state: no run can be resumed from it")
     own = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")

@@ -22,7 +22,6 @@ from odenet_lightning.solvers.base import (
     SolverError,
     SolveStats,
     Step,
-    VectorField,
     check_positive_number,
     evaluate,
     host_value,

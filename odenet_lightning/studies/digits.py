@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from matplotlib.figure import Figure
 
+from odenet_lightning.block import recorded_solves
 from odenet_lightning.figures import COLOURS, new_figure, tile
 from odenet_lightning.models import CLASSES
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.networks import OneNetwork
-from odenet_lightning.block import recorded_solves
 from odenet_lightning.studies.study import Row, number
 
 SHOWN = 12  # hardest and easiest digits drawn, each

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from odenet_lightning.block import recorded_solves
 from odenet_lightning.figures import new_figure, series_style
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.solvers import Dopri5, Midpoint, Solver
 from odenet_lightning.studies.memory import HeldBytes, LiveBytes
 from odenet_lightning.studies.networks import TrainedBefore
-from odenet_lightning.block import recorded_solves
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
 
 GRADIENTS: dict[str, Gradient] = {

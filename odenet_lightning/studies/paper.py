@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
 
+from odenet_lightning.block import recorded_solves
 from odenet_lightning.callbacks import EvaluationCounts
 from odenet_lightning.checkpoints import WholeCheckpointIO
 from odenet_lightning.figures import new_figure, series_style
@@ -24,7 +25,6 @@ from odenet_lightning.gradients import Adjoint
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5, Problem, rms_norm
-from odenet_lightning.block import recorded_solves
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number, numbers
 from odenet_lightning.studies.training import trainer_for
 

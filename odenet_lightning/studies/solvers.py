@@ -10,11 +10,23 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from odenet_lightning.block import recorded_solves
 from odenet_lightning.figures import new_figure, series_style
 from odenet_lightning.models import Classifier
-from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Problem, Solver, TorchDiffEq, Tsit5, rms_norm
+from odenet_lightning.solvers import (
+    RK4,
+    Bosh3,
+    Dopri5,
+    Euler,
+    Heun,
+    Midpoint,
+    Problem,
+    Solver,
+    TorchDiffEq,
+    Tsit5,
+    rms_norm,
+)
 from odenet_lightning.studies.networks import TrainedBefore
-from odenet_lightning.block import recorded_solves
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
 from odenet_lightning.studies.training import trained_odenet
 

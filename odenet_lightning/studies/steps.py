@@ -12,11 +12,11 @@ import torchdiffeq
 from torch import Tensor
 from torch.nn import functional as F
 
+from odenet_lightning.block import recorded_solves
 from odenet_lightning.gradients import Backprop, Checkpoint, Gradient
 from odenet_lightning.models import ODENet
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.pairs import PairStudy, Way
-from odenet_lightning.block import recorded_solves
 from odenet_lightning.studies.study import Row, number
 
 Block = Callable[[Tensor], Tensor]  # y(0) -> y(1)

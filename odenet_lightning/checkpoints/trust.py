@@ -1,45 +1,26 @@
-"""Opening checkpoints as data, and what a checkpoint may name without running code."""
+"""Which settings of a checkpoint may be turned into objects: a class is imported only if it is known or trusted."""
 
 import re
 import sys
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from odenet_lightning.augment import Augmentation
-from odenet_lightning.cli.errors import PROGRAM, UsageError
-from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.gradients import Gradient
 from odenet_lightning.solvers import Solver
 
-
-def load_checkpoint(path: str) -> dict[str, Any]:
-    """Load a checkpoint as data, refusing one that carries code.
-
-    Raises:
-        UsageError: no such file, not a checkpoint of this project, or one with more than plain data in it.
-    """
-    if not Path(path).is_file():
-        raise UsageError(f"there is no checkpoint {path}")
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as e:
-        if re.search(r"unsupported (global|class)", str(e), re.IGNORECASE):
-            raise UsageError(f"{path} is refused: it holds more than plain data, and loading it could run code") from e
-        raise UsageError(f"{path} is not a checkpoint that can be read (truncated, or another kind of file)") from e
-    parts = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters", MNISTDataModule.__qualname__)
-    if (
-        not isinstance(checkpoint, dict)
-        or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
-        or not all(isinstance(checkpoint.get(part, {}), dict) for part in parts)
-    ):
-        raise UsageError(f"{path} is not a Lightning checkpoint: train one with '{PROGRAM} fit'")
-    return checkpoint
+KINDS = (nn.Module, Optimizer, Solver, Gradient, Augmentation)
 
 
-def foreign_texts(settings: Any, trusted: set[str]) -> list[str]:
+class RefusedCheckpoint(RuntimeError):
+    """A checkpoint that cannot be used: missing, not readable, or with parts that could run code."""
+
+
+def foreign_texts(settings: Any, trusted: Set[str] = frozenset()) -> list[str]:
     """What in a config might have the parser import or call something that is neither known nor trusted.
 
     The parser follows class paths, to functions, too, and reads a text as YAML or as the name of a file with a class
@@ -70,27 +51,41 @@ def is_known_class(path: str) -> bool:
     if not re.fullmatch(r"(odenet_lightning|torch\.(nn|optim))(\.[A-Za-z_]\w*)*", module) or module not in sys.modules:
         return False  # nothing is imported to find out
     found = getattr(sys.modules[module], name, None)
-    kinds = (nn.Module, torch.optim.Optimizer, Solver, Gradient, Augmentation)
     return (
         isinstance(found, type)
-        and issubclass(found, kinds)
+        and issubclass(found, KINDS)
         and found.__module__.startswith(("odenet_lightning.", "torch.nn.", "torch.optim."))
     )
 
 
-def refuse_foreign_classes(settings: dict[str, Any], path: str, trusted: set[str]) -> None:
-    """Refuse to import what a checkpoint names, unless the user names it, too.
+def refuse_foreign(settings: Any, path: str | Path, trusted: Set[str], remedy: str) -> None:
+    """Refuse settings of a checkpoint that would import something that is neither known nor trusted.
 
     Args:
-        settings: what the checkpoint would have the parser read.
-        path: the checkpoint's.
-        trusted: texts that the user gave, as flags or in configs.
+        settings: plain values, at any depth.
+        path: the checkpoint, to be named.
+        trusted: texts that may be imported, as the user gave them.
+        remedy: how the user can trust more.
 
     Raises:
-        UsageError: there is a foreign text that the user did not give.
+        RefusedCheckpoint: there is something foreign.
     """
     for text in foreign_texts(settings, trusted):
-        raise UsageError(
-            f"{path} names {text[:80]!r}, and importing that would run its code: "
-            "if you trust it, give the config that it was trained with, too (--config FILE)"
+        raise RefusedCheckpoint(
+            f"{path} names {text[:80]!r}, and importing that would run its code: if you trust it, {remedy}"
         )
+
+
+def texts(tree: Any) -> set[str]:
+    """All texts in a config, at any depth."""
+    if isinstance(tree, dict):
+        return texts(list(tree.values()))
+    if isinstance(tree, list | tuple):
+        return set().union(*(texts(value) for value in tree))
+    return {tree} if isinstance(tree, str) else set()
+
+
+def texts_of_module(tree: Any, module: str | None) -> set[str]:
+    """The class paths in a config that lie in a module or package, which may be trusted by that name."""
+    own = rf"{re.escape(module)}(\.[A-Za-z_]\w*)*" if module else ""
+    return {text for text in texts(tree) if re.fullmatch(own, text)}

@@ -1,0 +1,28 @@
+"""What is counted, printed and drawn while a network trains. Callbacks gather; figures.py draws."""
+
+from odenet_lightning.callbacks.classifier import classifier
+from odenet_lightning.callbacks.coarse_start import CoarseStart
+from odenet_lightning.callbacks.epoch_lines import EpochLines
+from odenet_lightning.callbacks.event_file import EventFile, flatten
+from odenet_lightning.callbacks.nfe import EvaluationCounts
+from odenet_lightning.callbacks.pictures import Pictures
+from odenet_lightning.callbacks.predictions import PredictionWriter
+from odenet_lightning.callbacks.resume import Resume
+from odenet_lightning.callbacks.test_report import TestReport
+from odenet_lightning.callbacks.throughput import Throughput
+from odenet_lightning.trainer import datamodule
+
+__all__ = [
+    "CoarseStart",
+    "EpochLines",
+    "EvaluationCounts",
+    "EventFile",
+    "Pictures",
+    "PredictionWriter",
+    "Resume",
+    "TestReport",
+    "Throughput",
+    "classifier",
+    "datamodule",
+    "flatten",
+]

@@ -1,0 +1,146 @@
+"""EvaluationCounts: how often the field is evaluated, in the curves, and the most that a step may cost."""
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch.utils.hooks import RemovableHandle
+from torchmetrics import MeanMetric
+from typing_extensions import override
+
+from odenet_lightning.callbacks.classifier import classifier
+from odenet_lightning.solvers import SolveStats
+from odenet_lightning.trainer import is_written
+
+
+class EvaluationCounts(Callback):
+    """Logs evaluations of the field (NFE), summed over a network's ODE blocks.
+
+    `nfe/forward`, `nfe/backward`: in training, averaged over the steps since they were last
+    written; `nfe/backward` only where the gradient method evaluates the field in the backward pass.
+    `nfe/val_forward`: in validation, averaged over the batches. What every batch cost is
+    dropped after it, so that no phase's count leaks into another's. `solver/accepted`,
+    `solver/rejected`, `solver/smallest_step` and `solver/last_step` (in units of t) are of the last
+    step, over all blocks.
+
+    Also keeps a budget: warns once where a step's evaluations exceed half of `budget`, and ends the
+    run, checkpoints kept, where they exceed all of it. Dynamics that have become so hard are not
+    learning any more; `ODEBlock`'s own `max_nfe` stops a single solve.
+
+    Args:
+        budget: forward evaluations a training step may cost.
+    """
+
+    def __init__(self, budget: int = 1_000) -> None:
+        if budget < 1:
+            raise ValueError(f"budget must be at least 1, not {budget!r}")
+        self.budget = budget
+        self.warned = self.exceeded = False
+        self.forward: list[int] = []
+        self.backward: list[int] = []
+        self.validation = MeanMetric()
+        self.solves: list[SolveStats] = []
+        self.listening: list[RemovableHandle] = []
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The counts since they were last written, so that a resumed run averages over the same steps."""
+        return {"forward": self.forward, "backward": self.backward}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.forward, self.backward = list(state_dict["forward"]), list(state_dict["backward"])
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage in ("fit", "validate"):
+            blocks = classifier(pl_module).net.ode_blocks
+            self.listening = [block.register_solve_hook(self.solves.append) for block in blocks]
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for handle in self.listening:
+            handle.remove()
+        self.listening = []
+        self.solves.clear()
+
+    def _collect(self) -> list[SolveStats]:
+        """What the solves since the last call cost."""
+        collected = list(self.solves)
+        self.solves.clear()
+        return collected
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._collect()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch and log the average since the last written one."""
+        solves = self._collect()
+        if not solves:
+            return
+        self.forward.append(sum(solve.evaluations for solve in solves))
+        self._keep_budget(trainer, self.forward[-1])
+        backward = [solve.backward.evaluations for solve in solves if solve.backward is not None]
+        if backward:
+            self.backward.append(sum(backward))
+        if not is_written(trainer):
+            return
+        pl_module.log("nfe/forward", sum(self.forward) / len(self.forward), prog_bar=True)
+        if self.backward:
+            pl_module.log("nfe/backward", sum(self.backward) / len(self.backward), prog_bar=True)
+        self.forward, self.backward = [], []
+        pl_module.log("solver/accepted", float(sum(s.accepted for s in solves)))
+        pl_module.log("solver/rejected", float(sum(s.rejected for s in solves)))
+        pl_module.log("solver/smallest_step", min(s.smallest_step for s in solves))
+        pl_module.log("solver/last_step", solves[-1].last_step)
+
+    def _keep_budget(self, trainer: Trainer, evaluations: int) -> None:
+        if self.budget / 2 < evaluations <= self.budget and not self.warned:
+            self.warned = True
+            rank_zero_warn(f"a step cost {evaluations} evaluations of the field; the run ends beyond {self.budget}")
+        self.exceeded = self.exceeded or evaluations > self.budget
+        # every process must end together, whichever of them has the hard batch; asking at every step costs several
+        # processes some of their speed
+        if trainer.world_size > 1 and not is_written(trainer):
+            return
+        if trainer.strategy.reduce_boolean_decision(self.exceeded, all=False):
+            rank_zero_warn(
+                f"a step cost more evaluations than the budget of {self.budget} ({evaluations} here): ending the run; "
+                "try a smaller learning rate, more weight decay, looser tolerances or a fixed step"
+            )
+            trainer.should_stop = True
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._collect()
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        solves = self._collect()
+        if solves:
+            self.validation.update(sum(solve.evaluations for solve in solves))
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validation.reset()
+        self.validation.to(pl_module.device)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the average over the batches of all processes, which may not have the same number of them."""
+        if classifier(pl_module).net.ode_blocks:
+            pl_module.log("nfe/val_forward", self.validation.compute(), batch_size=1, sync_dist=True)

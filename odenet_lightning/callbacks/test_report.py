@@ -1,0 +1,46 @@
+"""TestReport: the test's accuracy in a line."""
+
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from odenet_lightning.trainer import datamodule
+
+
+class TestReport(Callback):
+    """Prints the accuracy on the test digits and the time it took."""
+
+    __test__ = False  # not for pytest
+
+    def __init__(self) -> None:
+        self.started, self.count = 0.0, 0
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = time.perf_counter()
+        self.count = 0
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.count += len(batch[1])
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = time.perf_counter() - self.started
+        data = datamodule(trainer)
+        used = f" of {data.digits_used}" if data is not None else ""
+        count = int(trainer.strategy.reduce(torch.tensor(self.count, device=pl_module.device), reduce_op="sum"))
+        if trainer.is_global_zero:
+            accuracy = float(trainer.callback_metrics["test/acc"])
+            print(f"Accuracy on {count:,} test images{used}: {accuracy:.2%} (in {seconds:.2f} seconds)", flush=True)

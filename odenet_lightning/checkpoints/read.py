@@ -1,0 +1,127 @@
+"""Checkpoints are opened as data only, and their networks and optimisers made from the plain config that they keep."""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import torch
+from jsonargparse import ArgumentParser
+from lightning import LightningModule
+from torch.optim import Optimizer
+
+from odenet_lightning.checkpoints.trust import RefusedCheckpoint, refuse_foreign, texts_of_module
+from odenet_lightning.data import MNISTDataModule, Source
+from odenet_lightning.models import Classifier
+
+Module = TypeVar("Module", bound=LightningModule)
+TRAIN_ONE = "train one with 'python -m odenet_lightning fit'"
+
+# settings of the data that a checkpoint brings along: another split or set would be a trap; root is this machine's
+KEPT_DATA = ("batch_size", "val_size", "split_seed", "augment")
+
+
+def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Load a checkpoint as data, refusing one that carries code.
+
+    Raises:
+        RefusedCheckpoint: no such file, not a checkpoint of this project, or one with more than plain data in it.
+    """
+    if not Path(path).is_file():
+        raise RefusedCheckpoint(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location=map_location)
+    except Exception as e:
+        if re.search(r"unsupported (global|class)", str(e), re.IGNORECASE):
+            raise RefusedCheckpoint(
+                f"{path} is refused: it holds more than plain data, and loading it could run code"
+            ) from e
+        raise RefusedCheckpoint(
+            f"{path} is not a checkpoint that can be read (truncated, or another kind of file)"
+        ) from e
+    parts = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters", MNISTDataModule.__qualname__)
+    if (
+        not isinstance(checkpoint, dict)
+        or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
+        or not all(isinstance(checkpoint.get(part, {}), dict) for part in parts)
+    ):
+        raise RefusedCheckpoint(f"{path} is not a Lightning checkpoint: {TRAIN_ONE}")
+    return checkpoint
+
+
+def rebuild(
+    path: str | Path, checkpoint: dict[str, Any], trusted: str | None, remedy: str, only: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """The network and the optimiser of a checkpoint, as its config says: neither has the weights yet.
+
+    Args:
+        path: the checkpoint's, to be named in errors.
+        checkpoint: its content.
+        trusted: a module or package whose classes may be imported.
+        remedy: how the user can trust one.
+        only: which of `net` and `optimizer` are wanted; by default both.
+
+    Returns:
+        `net`, a `Classifier`, and `optimizer`, which makes one from parameters; what the checkpoint does not
+        describe is left out.
+
+    Raises:
+        RefusedCheckpoint: a part is of a class that is neither known nor trusted.
+    """
+    kinds = {"net": Classifier, "optimizer": Callable[[Iterable], Optimizer]}
+    kept = checkpoint.get("hyper_parameters", {})
+    wanted = kinds if only is None else only
+    config = {key: kept[key] for key in wanted if isinstance(kept.get(key), dict)}
+    refuse_foreign(config, path, texts_of_module(config, trusted), remedy)
+    parser = ArgumentParser(exit_on_error=False)
+    for key in config:
+        parser.add_argument(f"--{key}", type=kinds[key])
+    try:
+        made = parser.instantiate_classes(parser.parse_object(config))
+        return {key: made[key] for key in config}
+    except Exception as e:
+        raise RefusedCheckpoint(f"{path} holds a network or an optimiser that cannot be made again: {e}") from e
+
+
+def restored(
+    kind: type[Module], path: str | Path, map_location: Any = "cpu", trusted: str | None = None, **given: Any
+) -> Module:
+    """A LightningModule made from a checkpoint alone, on any machine.
+
+    Args:
+        kind: its class, which takes `net` and `optimizer`.
+        path: the checkpoint.
+        map_location: where its tensors go.
+        trusted: a module or package of your own, whose classes may be imported.
+        given: arguments that replace the checkpoint's.
+
+    Raises:
+        RefusedCheckpoint: it cannot be read, does not say what its network is, or names a class that is not trusted.
+    """
+    checkpoint = load_checkpoint(path, map_location)
+    kept = {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if not key.startswith("_")}
+    wanted = [key for key in ("net", "optimizer") if key not in given]
+    made = rebuild(
+        path, checkpoint, trusted, "name its module (trusted='MODULE', --trusted MODULE), or give the network", wanted
+    )
+    if "net" not in made | given:
+        raise RefusedCheckpoint(f"{path} does not say what its network is: give it (net=...), or {TRAIN_ONE}")
+    plain = {key: value for key, value in kept.items() if key not in ("net", "optimizer")}
+    module = kind(**{**plain, **made, **given})
+    module.load_state_dict(checkpoint["state_dict"])
+    module.on_load_checkpoint(checkpoint)
+    module.hparams.update({key: kept[key] for key in made})
+    return module
+
+
+def kept_model(hparams: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a model among its hyperparameters, without Lightning's own notes."""
+    return {key: value for key, value in hparams.items() if not str(key).startswith("_")}
+
+
+def kept_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the data that a checkpoint was trained with, and the set that it really used."""
+    hparams = checkpoint.get("datamodule_hyper_parameters", {})
+    kept_ones = {key: hparams[key] for key in KEPT_DATA if isinstance(hparams.get(key), bool | int | dict)}
+    used = checkpoint.get(MNISTDataModule.__qualname__, {}).get("digits_used")
+    return kept_ones | ({"source": used} if used in get_args(Source) else {})

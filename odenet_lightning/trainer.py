@@ -1,0 +1,73 @@
+"""What is asked of Lightning's Trainer in more than one place."""
+
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+
+from odenet_lightning.data import MNISTDataModule
+
+
+def is_written(trainer: Trainer) -> bool:
+    """Whether scalars are written after this training step, or the epoch or the run ends with it.
+
+    Each scalar logged costs a tenth of a millisecond, so they are logged only then.
+    """
+    every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+    # Lightning's own count for loggers: unlike `global_step`, it goes on where a batch is skipped
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+    return trainer.is_last_batch or step == trainer.max_steps or (every > 0 and step % every == 0)
+
+
+def tensorboard(trainer: Trainer) -> SummaryWriter | None:
+    """The run's event file, on the process that writes it."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            return logger.experiment
+    return None
+
+
+def datamodule(trainer: Trainer) -> MNISTDataModule | None:
+    """The run's data module, where it is this project's."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, MNISTDataModule) else None
+
+
+def continue_at(fit_loop: dict[str, Any], accumulated: int) -> bool:
+    """Bring a checkpoint's counters into the one form from which Lightning continues where the run was.
+
+    Lightning saves within hooks, so that its counters tell the hook rather than the place in the data; and with
+    max_steps set it takes every checkpoint for one from within an epoch.
+
+    Args:
+        fit_loop: the state of Lightning's fit loop, changed in place.
+        accumulated: batches a step.
+
+    Returns:
+        Whether the run continues with the next epoch; else it continues after the last batch of the checkpoint.
+    """
+    epochs, batches = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
+    logged = fit_loop["epoch_loop.state_dict"]
+    if batches["current"]["ready"] == 0:  # saved before the first batch
+        return False
+    was_ending = epochs["current"]["processed"] == epochs["current"]["started"]  # saved in an epoch's last hooks
+    is_whole = batches["is_last_batch"]
+    for progress in (epochs["total"], epochs["current"]):
+        progress["ready"] = progress["started"]
+        progress["processed"] = progress["completed"] = progress["started"] - (not is_whole)
+    if is_whole:
+        # the loader's place is its end, and the step of its last batch is counted
+        fit_loop["state_dict"].pop("combined_loader", None)
+        logged["_batches_that_stepped"] += not was_ending
+    elif was_ending:
+        # as saved in the hook after the last batch: Lightning then counts that batch, and does not validate again
+        for progress in (batches["total"], batches["current"]):
+            progress["completed"] -= 1
+        logged["_batches_that_stepped"] -= batches["current"]["ready"] % accumulated == 0
+    return is_whole
+
+
+def start_next_epoch(trainer: Trainer) -> None:
+    """Have a resumed run begin its epoch afresh; to be called when training starts."""
+    trainer.fit_loop.epoch_loop.restarting = False

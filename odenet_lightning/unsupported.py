@@ -1,0 +1,36 @@
+"""What a run of a Neural ODE cannot be combined with, refused before its first batch."""
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+LOW_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
+
+
+def refuse_unsupported(trainer: Trainer, skips: bool) -> None:
+    """Refuse what would train wrongly, and warn of what misleads.
+
+    Args:
+        trainer: the run's.
+        skips: whether batches are skipped whose solve fails.
+
+    Raises:
+        ValueError: with what to use instead.
+    """
+    if trainer.precision in LOW_PRECISIONS:  # they would make the state and its step control as coarse
+        raise ValueError(f"precision {trainer.precision} is not for ODEs: use bf16-mixed or 16-mixed")
+    if trainer.state.fn != "fit":
+        return
+    if skips and trainer.world_size > 1:  # the others would wait for this process's gradients
+        raise ValueError('on_solver_error = "skip" works in one process only; use "raise" in several')
+    if skips and trainer.precision == "16-mixed":  # whose scaler needs every batch
+        raise ValueError('on_solver_error = "skip" does not go with 16-mixed: use bf16-mixed, or "raise"')
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, EMAWeightAveraging):
+            step, epoch = callback.update_starting_at_step, callback.update_starting_at_epoch
+            if step or epoch:
+                start = f"step {step}" if step else f"epoch {epoch}"
+                rank_zero_warn(
+                    f"EMAWeightAveraging averages from {start} on, and validation always measures the average: until "
+                    "then val/acc is that of the untrained network; without a start the average follows from step 0"
+                )
