@@ -244,12 +244,18 @@ def refusing_randomness(problem: Problem, what: str) -> Iterator[None]:
         FieldError: the state of the random numbers has changed.
     """
     before = random_states(problem.y0.device)
-    yield
+    failure = None
+    try:
+        yield
+    except SolverError as error:  # as noise ends many a solve: its error does not shrink with the step
+        failure = error
     if not all(map(torch.equal, before, random_states(problem.y0.device))):
         raise FieldError(
             f"the field {name_of(problem.field)} draws random numbers (dropout?), so it is no function of t and y, "
             f"which {what} needs: take fixed steps with Backprop or Checkpoint, or move the noise out of the field"
-        )
+        ) from failure
+    if failure is not None:
+        raise failure
 
 
 def name_of(field: VectorField) -> str:

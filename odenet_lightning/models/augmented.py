@@ -1,0 +1,77 @@
+"""The augmented Neural ODE of Dupont et al. 2019 (arXiv:1904.01681)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odenet_lightning.block import ODEBlock
+from odenet_lightning.fields import BottleneckField, Field
+from odenet_lightning.gradients import Backprop, Gradient
+from odenet_lightning.models.base import CLASSES, IMAGE_SIZE, OneBlock, check_positive
+from odenet_lightning.solvers import MAX_NFE, Dopri5, Solver
+
+
+class Augment(nn.Module):
+    """Appends channels of zeros: `[B, C, H, W]` -> `[B, C + dim, H, W]`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the augmented state."""
+        return F.pad(x, (0, 0, 0, 0, 0, self.dim))
+
+
+class FlatHead(nn.Module):
+    """fc(y) over all pixels of all channels: `[B, C, 28, 28]` -> logits `[B, 10]`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(channels * IMAGE_SIZE**2, CLASSES)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.fc(y.flatten(1))
+
+
+class AugmentedODENet(OneBlock):
+    """The augmented Neural ODE of Dupont et al. 2019 (arXiv:1904.01681): 84,816 parameters.
+
+    No convolutional stem: the image itself, with channels of zeros beside it, is the state at
+    t = 0. The zeros give trajectories the room to pass each other, which they cannot do in the
+    image's own space; `augment_dim=0` shows what is lost.
+
+    Args:
+        augment_dim: channels of zeros, 0 or more.
+        hidden: width of the field between its convolutions.
+        solver: how to solve the ODE, by default Dormand-Prince at 1e-3, the authors' setting.
+        gradient: how to differentiate the solve, by default `Backprop`.
+        field: f(t, y) on `[B, 1 + augment_dim, 28, 28]`, by default `BottleneckField`.
+        max_nfe: most evaluations a solve may cost before `SolverError`.
+    """
+
+    def __init__(
+        self,
+        augment_dim: int = 5,
+        hidden: int = 64,
+        solver: Solver | None = None,
+        gradient: Gradient | None = None,
+        field: Field | None = None,
+        max_nfe: int = MAX_NFE,
+    ) -> None:
+        super().__init__()
+        if augment_dim < 0:
+            raise ValueError(f"augment_dim must not be negative, not {augment_dim!r}")
+        check_positive("hidden", hidden)
+        channels = 1 + augment_dim
+        self.stem = Augment(augment_dim)
+        self.block = ODEBlock(
+            field=field or BottleneckField(channels, hidden),
+            solver=solver or Dopri5(rtol=1e-3, atol=1e-3, first_step="warm"),
+            gradient=gradient or Backprop(),
+            max_nfe=max_nfe,
+        )
+        self.head = FlatHead(channels)
+        # a third less time on a CPU
+        self.to(memory_format=torch.channels_last)

@@ -1,0 +1,154 @@
+"""Any field, any solver, any gradient: right, or refused by an error of this project's own. There is no third outcome.
+
+Fields are made at random out of what people write: time, dropout, buffers, operations in place, tensors that are no
+parameters, shared and frozen parameters, blocks within fields, one block used twice. The truth is a finite difference
+for `Backprop`, and `Backprop` for the other two.
+"""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from odenet_lightning.block import ODEBlock
+from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient, GradientError
+from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, FieldError, Heun, Midpoint, Solver, TorchDiffEq, Tsit5
+
+WIDTH = 3
+# with each solver, what the adjoint's gradient may be off by: as much as the solver itself
+SOLVERS: list[tuple[Solver, float]] = [
+    (Euler(num_steps=200), 5e-2),
+    (Midpoint(num_steps=40), 5e-3),
+    (Heun(step_size=0.025), 5e-3),
+    (RK4(num_steps=16), 1e-4),
+    (Bosh3(1e-8, 1e-8, first_step=0.1), 1e-4),
+    (Dopri5(1e-8, 1e-8, first_step="warm"), 1e-4),
+    (Tsit5(1e-8, 1e-8), 1e-4),
+    (TorchDiffEq("dopri5", 1e-8, 1e-8), 1e-4),
+    (TorchDiffEq("rk4", options={"step_size": 1 / 16}), 1e-4),
+]
+GRADIENTS: list[Gradient] = [Backprop(), Checkpoint(), Adjoint()]
+TRAITS = ("timed", "dropout", "buffer", "batch norm", "in place", "outer", "shared", "frozen", "unused", "nested")
+REFUSED = {"dropout", "in place", "outer"}  # traits without which nothing may be refused
+
+
+class AnyField(nn.Module):
+    """dy/dt = tanh of a linear map, and what its traits add to it."""
+
+    def __init__(self, traits: set[str]) -> None:
+        super().__init__()
+        self.traits = traits
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.second = self.first if "shared" in traits else nn.Linear(WIDTH, WIDTH)
+        if "buffer" in traits:
+            self.register_buffer("scale", torch.linspace(0.5, 1.0, WIDTH))
+        if "batch norm" in traits:
+            self.norm = nn.BatchNorm1d(WIDTH)
+        if "outer" in traits:
+            self.hidden = [nn.Linear(WIDTH, WIDTH).double()]
+        if "unused" in traits:
+            self.unused = nn.Parameter(torch.ones(2))
+        if "nested" in traits:
+            self.inner = ODEBlock(AnyField({"timed"}), Midpoint(num_steps=2), Backprop())
+        if "frozen" in traits:
+            self.first.bias.requires_grad_(False)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        if "in place" in self.traits:
+            y.mul_(1.0)
+        z = torch.tanh(self.first(y) + (t if "timed" in self.traits else 0.5))
+        z = self.second(z) * (self.scale if "buffer" in self.traits else 1.0)
+        z = self.norm(z) if "batch norm" in self.traits else z
+        z = z + self.hidden[0](y) if "outer" in self.traits else z
+        z = self.inner(z) if "nested" in self.traits else z
+        return F.dropout(z, 0.3, self.training) if "dropout" in self.traits else z
+
+
+def gradient_of(block: ODEBlock, y0: Tensor, uses: int) -> tuple[Tensor, list[Tensor | None]]:
+    """The loss and its gradients, noise drawn from the same seed."""
+    torch.manual_seed(3)
+    block.zero_grad()
+    block.warm_step = None
+    start = y0.clone().requires_grad_()
+    y = start * 1.0
+    for _ in range(uses):
+        y = block(y)
+    loss = (y * torch.linspace(-1.0, 1.0, y.numel()).double().view_as(y)).sum() + y.square().mean()
+    loss.backward()
+    return loss.detach(), [start.grad, *(p.grad for p in block.parameters())]
+
+
+def made(traits: set[str], solver: Solver, gradient: Gradient, seed: int) -> ODEBlock:
+    torch.manual_seed(seed)
+    return ODEBlock(AnyField(traits).double(), solver, gradient)
+
+
+def off_by(found: list[Tensor | None], truth: list[Tensor | None]) -> float:
+    """The largest difference in units of the largest gradient; infinite where one has a gradient and one has none."""
+    if any((one is None) != (other is None) for one, other in zip(found, truth, strict=True)):
+        return float("inf")
+    pairs = [(one, other) for one, other in zip(found, truth, strict=True) if one is not None and other is not None]
+    largest = max(float(other.abs().max()) for _, other in pairs)
+    return max(float((one - other).abs().max()) for one, other in pairs) / largest
+
+
+def difference_quotient(traits: set[str], solver: Solver, seed: int, y0: Tensor, uses: int) -> tuple[float, float]:
+    """The loss's derivative along a direction of the start and all parameters, by differences and by `Backprop`."""
+    block = made(traits, solver, Backprop(), seed)
+    _, grads = gradient_of(block, y0, uses)
+    params = [p for p in block.parameters() if p.requires_grad]
+    if "outer" in traits:
+        params += list(block.field.hidden[0].parameters())  # pyright: ignore
+        grads += [p.grad for p in params[-2:]]
+    generator = torch.Generator().manual_seed(seed)
+    by_start, *directions = [torch.randn(x.shape, generator=generator).double() for x in (y0, *params)]
+    slopes = {id(p): d for p, d in zip(params, directions, strict=True)}
+    along = float((grads[0] * by_start).sum())  # pyright: ignore
+    along += sum(float((p.grad * slopes[id(p)]).sum()) for p in params if p.grad is not None)
+    losses, small = [], 1e-6
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            for p in params:
+                p.add_(slopes[id(p)], alpha=sign * small)
+        losses.append(float(gradient_of(block, y0 + sign * small * by_start, uses)[0]))
+        with torch.no_grad():
+            for p in params:
+                p.sub_(slopes[id(p)], alpha=sign * small)
+    return (losses[0] - losses[1]) / (2 * small), along
+
+
+def outcome(seed: int) -> str:
+    """Try a case; returns "right" or "refused", and fails on anything else."""
+    draw = random.Random(seed)
+    solver, slack = SOLVERS[seed % len(SOLVERS)]
+    gradient = GRADIENTS[seed // len(SOLVERS) % len(GRADIENTS)]
+    traits = {trait for trait in TRAITS if draw.random() < 0.2}
+    uses, y0 = draw.choice((1, 1, 2)), torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(seed)).double()
+    case = f"seed {seed}: {solver!r}, {gradient!r}, {sorted(traits)}, used {uses} times"
+    try:
+        _, found = gradient_of(made(traits, solver, gradient, seed), y0, uses)
+    except (FieldError, GradientError) as error:
+        assert traits & REFUSED, f"{case}: refused without a reason: {error}"
+        return "refused"
+    if isinstance(gradient, Backprop):
+        # a controller's choices count as constants, and the first step of the second use is the first one's
+        expected, along = difference_quotient(traits, solver, seed, y0, uses)
+        assert along == pytest.approx(expected, rel=1e-4, abs=1e-4), case
+        return "right"
+    truth = gradient_of(made(traits, solver, Backprop(), seed), y0, uses)[1]
+    assert off_by(found, truth) <= (slack if isinstance(gradient, Adjoint) else 1e-10), case
+    return "right"
+
+
+@pytest.mark.parametrize("first", range(0, 108, 27))
+def test_right_or_refused(first: int) -> None:
+    outcomes = [outcome(seed) for seed in range(first, first + 27)]
+    assert {"right", "refused"} == set(outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(108, 2_160, 108))
+def test_right_or_refused_at_length(first: int) -> None:
+    assert {"right", "refused"} == {outcome(seed) for seed in range(first, first + 108)}
