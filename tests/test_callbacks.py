@@ -284,7 +284,7 @@ def test_compiled_run_equals_eager_and_compiles_once(tmp_path: Path, solver: Any
         torch._dynamo.reset()
         counters.clear()
         torch.manual_seed(0)
-        module = ClassifierModule(ODENet(solver=solver.eager()), sgd(0.01), "constant", compile=compile)
+        module = ClassifierModule(ODENet(solver=solver), sgd(0.01), "constant", compile=compile)
         graphs: list[int] = []
         seen: list[float] = []
 
@@ -321,12 +321,12 @@ def test_coarse_start_trains_coarsely_and_validates_finely(tmp_path: Path, epoch
 
     class Spy(EvaluationCounts):
         def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **options: Any) -> None:
-            count = pl_module.net.block.solves[-1].forward.evaluations
+            count = self.solves[-1].evaluations
             seen.append(("train", count))
             super().on_train_batch_end(trainer, pl_module, *args, **options)
 
         def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **options: Any) -> None:
-            count = pl_module.net.block.solves[-1].forward.evaluations
+            count = self.solves[-1].evaluations
             seen.append(("val", count))
             super().on_validation_batch_end(trainer, pl_module, *args, **options)
 

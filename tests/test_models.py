@@ -16,16 +16,16 @@ from odenet_lightning.models import (
     AugmentedODENet,
     Classifier,
     Composed,
-    FlatHead,
     Head,
     ODENet,
     PaperODENet,
     PaperResNet,
-    PositionHead,
     PyramidODENet,
     ResNet,
     Stem,
 )
+from odenet_lightning.models.augmented import FlatHead
+from odenet_lightning.models.pyramid import PositionHead
 from odenet_lightning.solvers import RK4, Dopri5, Midpoint, Solver, SolverError, TorchDiffEq
 from tests.problems import relative_error
 

@@ -342,7 +342,7 @@ def test_backprop_works_under_vmap_jvp_and_per_sample_gradients() -> None:
     for solver in (Midpoint(num_steps=2), RK4(num_steps=2), Dopri5(1e-5, 1e-5), Bosh3(0.1, 0.1, first_step=0.4)):
         block = made(lambda: ConvField(6), solver, Backprop()).double()
         y0 = start().detach().double()
-        params: dict[str, Tensor] = {name: p for name, p in block.named_parameters()}
+        params: dict[str, Tensor] = dict(block.named_parameters())
         direction = torch.randn_like(y0)
 
         def loss(params: dict[str, Tensor], y: Tensor, block: ODEBlock = block) -> Tensor:
