@@ -53,6 +53,7 @@ from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.module import ClassifierModule, DivergenceError
 from odenet_lightning.solvers import SolverError
 from odenet_lightning.studies import STUDIES, run
+from odenet_lightning.unsupported import refuse_spawning
 
 DESCRIPTION = f"Neural ODE classifiers. Besides: '{PROGRAM} study NAME' answers a question in rows and a figure."
 DEBUG = "ODENET_DEBUG"  # environment variable: show tracebacks
@@ -236,6 +237,7 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say what is about to be trained."""
+        refuse_spawning(self.trainer)
         net = self.model.net
         if self.trainer.is_global_zero:
             print(f"training {type(net).__name__}, {net.num_params:,} parameters", flush=True)

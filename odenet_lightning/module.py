@@ -44,9 +44,6 @@ class ClassifierModule(LightningModule):
             and not in 16-mixed, whose scaler needs every batch.
         compile: have torch.compile run the solver's step, or, in a network without ODE blocks, the network. Costs a
             minute at the start; state-dict keys stay.
-
-    Attributes:
-        lr: where set, as by `LearningRateFinder`, replaces the optimiser's `lr`; other groups' rates keep their ratio.
     """
 
     def __init__(
@@ -62,7 +59,7 @@ class ClassifierModule(LightningModule):
         # objects are no hyperparameters; the command line adds both as the plain config that made them
         self.save_hyperparameters(ignore=["net", "optimizer"])
         self.net = net or ODENet()
-        self.optimizer_of, self.lr = optimizer, None
+        self.optimizer_of = optimizer
         self.schedule: Schedule = schedule
         self.skips, self.compile_solve = Skips(on_solver_error), compile
         classes = getattr(self.net, "num_classes", CLASSES)  # a micro average comes out right without it
@@ -151,9 +148,6 @@ class ClassifierModule(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_of(self.parameters())
-        if self.lr is not None:
-            for group in optimizer.param_groups:
-                group["lr"] *= self.lr / optimizer.defaults["lr"]
         if self.schedule == "constant":
             return optimizer
         scheduler = scheduler_of(self.schedule, optimizer, self.trainer.estimated_stepping_batches)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet, ResNet
 from odenet_lightning.callbacks import EvaluationCounts, Pictures, Resume
+from odenet_lightning.cli import main
 from odenet_lightning.gradients import Adjoint, Checkpoint, Gradient
 from odenet_lightning.models import Classifier
 from odenet_lightning.solvers import RK4, Dopri5, Euler
@@ -272,3 +274,24 @@ def test_overfitting_takes_the_same_batches_in_every_epoch(tmp_path: Path, sampl
     assert not torch.equal(seen[0], seen[1])
     for epoch in (1, 2):
         assert torch.equal(torch.cat(seen[:2]), torch.cat(seen[2 * epoch : 2 * epoch + 2]))
+
+
+def test_the_learning_rate_finder_is_refused(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[LearningRateFinder()])
+    with pytest.raises(ValueError, match=r"LearningRateFinder .* compare a few --model\.optimizer\.lr"):
+        trainer.fit(ClassifierModule(ResNet(2, 1)), FewDigits())
+
+
+def test_an_average_that_starts_later_is_told(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[EMAWeightAveraging(update_starting_at_step=3)])
+    with pytest.warns(UserWarning, match="from step 3 on; validation until then measures the untrained weights"):
+        trainer.fit(ClassifierModule(ResNet(2, 1)), FewDigits())
+
+
+def test_strategies_that_spawn_are_refused(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        args = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "ddp_spawn"]
+        main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *args])
+    assert "use --trainer.strategy ddp" in capsys.readouterr().err
