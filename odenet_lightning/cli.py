@@ -50,7 +50,8 @@ from odenet_lightning.checkpoints import (
     watch_for_preemption,
 )
 from odenet_lightning.data import MNISTDataModule
-from odenet_lightning.module import ClassifierModule, DivergenceError
+from odenet_lightning.divergence import DivergenceError
+from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import SolverError
 from odenet_lightning.studies import STUDIES, run
 from odenet_lightning.unsupported import refuse_spawning

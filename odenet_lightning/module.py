@@ -1,21 +1,18 @@
 """ClassifierModule: loss, metrics, optimiser and schedule around a network; no numerics of its own."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
-from typing_extensions import Self, override
+from typing_extensions import override
 
-from odenet_lightning.checkpoints.read import restored
+from odenet_lightning.checkpoints.restorable import Restorable
 from odenet_lightning.compiling import compile_network
-from odenet_lightning.divergence import DivergenceError as DivergenceError
 from odenet_lightning.divergence import refuse_loss
 from odenet_lightning.models import CLASSES, Classifier, ODENet
 from odenet_lightning.schedules import Schedule, refuse_unknown, scheduler_of
@@ -23,12 +20,11 @@ from odenet_lightning.skipping import OnSolverError, Skips
 from odenet_lightning.solvers import SolverError
 from odenet_lightning.trainer import is_written
 from odenet_lightning.unsupported import refuse_unsupported
-from odenet_lightning.warm_steps import set_warm_steps, warm_steps
 
 Batch = tuple[Tensor, Tensor]
 
 
-class ClassifierModule(LightningModule):
+class ClassifierModule(Restorable):
     """Trains a network on the cross-entropy of its logits.
 
     To resume bit-for-bit in a `Trainer` of your own, give it `callbacks.Resume()`, as the command line does.
@@ -67,14 +63,6 @@ class ClassifierModule(LightningModule):
         self.train_acc, self.val_acc, self.test_acc = accuracies
         # Lightning's own mean over processes rounds their numbers of images down to whole ones
         self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
-
-    @classmethod
-    @override
-    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride] -- it reads no code, no hparams file
-        cls, checkpoint_path: str | Path, map_location: Any = "cpu", trusted: str | None = None, **kwargs: Any
-    ) -> Self:
-        """The module of a checkpoint, with network and optimiser: see `checkpoints.read.restored`."""
-        return restored(cls, checkpoint_path, map_location, trusted, **kwargs)
 
     @property
     def num_params(self) -> int:
@@ -159,11 +147,3 @@ class ClassifierModule(LightningModule):
         if self.compile_solve and stage == "fit":
             compile_network(self.net, self.trainer.strategy.root_device)
             self.compile_solve = False  # once
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["warm_steps"] = warm_steps(self.net)
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        set_warm_steps(self.net, checkpoint.get("warm_steps", []))

@@ -291,7 +291,7 @@ def test_an_average_that_starts_later_is_told(tmp_path: Path) -> None:
 def test_strategies_that_spawn_are_refused(
     workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    args = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "ddp_spawn"]
     with pytest.raises(SystemExit):
-        args = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "ddp_spawn"]
         main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *args])
     assert "use --trainer.strategy ddp" in capsys.readouterr().err

@@ -108,11 +108,12 @@ def test_killed_and_resumed_is_as_undisturbed(
         assert before.get(tag, []) + after.get(tag, []) == values, tag
 
 
+@pytest.mark.filterwarnings("default:a step cost")  # also in the forked process
 @pytest.mark.parametrize("cut", ["budget", "max_steps"])
 def test_a_run_that_ended_within_an_epoch_continues_with_the_rest_of_it(
     tmp_path: Path, sample_root: Path, cut: str
 ) -> None:
-    """Two epochs of 11 steps, ended after 4: undisturbed, they end at step 22 with the weights compared here."""
+    """By its budget at the first step, or by its number of steps after a validation."""
     flags = ["--model.schedule", "constant", "--trainer.max_epochs", "2", "--trainer.val_check_interval", "2"]
     ends = {"budget": ["--nfe.budget", "1"], "max_steps": ["--trainer.max_steps", "4"]}[cut]
     ended, whole = tmp_path / "ended", tmp_path / "whole"
