@@ -1,23 +1,20 @@
 """ClassifierModule: loss, metrics, optimiser and schedule around a network; no numerics of its own."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
-from typing_extensions import Self, override
+from typing_extensions import override
 
-from odenet_lightning.block import set_warm_steps, warm_steps
-from odenet_lightning.checkpoints.read import restored
+from odenet_lightning.checkpoints.restorable import Restorable
 from odenet_lightning.compiling import compile_network
-from odenet_lightning.divergence import DivergenceError as DivergenceError
 from odenet_lightning.divergence import refuse_loss
+from odenet_lightning.gradients import UnknownTensorError
 from odenet_lightning.models import CLASSES, Classifier, ODENet
 from odenet_lightning.schedules import Schedule, refuse_unknown, scheduler_of
 from odenet_lightning.skipping import OnSolverError, Skips
@@ -28,7 +25,7 @@ from odenet_lightning.unsupported import refuse_unsupported
 Batch = tuple[Tensor, Tensor]
 
 
-class ClassifierModule(LightningModule):
+class ClassifierModule(Restorable):
     """Trains a network on the cross-entropy of its logits.
 
     To resume bit-for-bit in a `Trainer` of your own, give it `callbacks.Resume()`, as the command line does.
@@ -44,9 +41,6 @@ class ClassifierModule(LightningModule):
             and not in 16-mixed, whose scaler needs every batch.
         compile: have torch.compile run the solver's step, or, in a network without ODE blocks, the network. Costs a
             minute at the start; state-dict keys stay.
-
-    Attributes:
-        lr: where set, as by `LearningRateFinder`, replaces the optimiser's `lr`; other groups' rates keep their ratio.
     """
 
     def __init__(
@@ -62,7 +56,7 @@ class ClassifierModule(LightningModule):
         # objects are no hyperparameters; the command line adds both as the plain config that made them
         self.save_hyperparameters(ignore=["net", "optimizer"])
         self.net = net or ODENet()
-        self.optimizer_of, self.lr = optimizer, None
+        self.optimizer_of = optimizer
         self.schedule: Schedule = schedule
         self.skips, self.compile_solve = Skips(on_solver_error), compile
         classes = getattr(self.net, "num_classes", CLASSES)  # a micro average comes out right without it
@@ -70,14 +64,6 @@ class ClassifierModule(LightningModule):
         self.train_acc, self.val_acc, self.test_acc = accuracies
         # Lightning's own mean over processes rounds their numbers of images down to whole ones
         self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
-
-    @classmethod
-    @override
-    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride] -- it reads no code, no hparams file
-        cls, checkpoint_path: str | Path, map_location: Any = "cpu", trusted: str | None = None, **kwargs: Any
-    ) -> Self:
-        """The module of a checkpoint, with network and optimiser: see `checkpoints.read.restored`."""
-        return restored(cls, checkpoint_path, map_location, trusted, **kwargs)
 
     @property
     def num_params(self) -> int:
@@ -111,6 +97,9 @@ class ClassifierModule(LightningModule):
         try:
             super().backward(loss, *args, **kwargs)
             self.skips.solved()
+        except UnknownTensorError as error:  # raised where only the field is known
+            name = next((name for name, p in self.named_parameters() if p is error.tensor), "")
+            raise UnknownTensorError(error.field, error.tensor, name) from error
         except SolverError as error:  # an adjoint solve can fail, too
             self._skip(error)
             self.zero_grad()  # half a gradient is none
@@ -151,9 +140,6 @@ class ClassifierModule(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_of(self.parameters())
-        if self.lr is not None:
-            for group in optimizer.param_groups:
-                group["lr"] *= self.lr / optimizer.defaults["lr"]
         if self.schedule == "constant":
             return optimizer
         scheduler = scheduler_of(self.schedule, optimizer, self.trainer.estimated_stepping_batches)
@@ -165,11 +151,3 @@ class ClassifierModule(LightningModule):
         if self.compile_solve and stage == "fit":
             compile_network(self.net, self.trainer.strategy.root_device)
             self.compile_solve = False  # once
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["warm_steps"] = warm_steps(self.net)
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        set_warm_steps(self.net, checkpoint.get("warm_steps", []))

@@ -1,7 +1,8 @@
 """What a run of a Neural ODE cannot be combined with, refused before its first batch."""
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 LOW_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
@@ -26,11 +27,22 @@ def refuse_unsupported(trainer: Trainer, skips: bool) -> None:
     if skips and trainer.precision == "16-mixed":  # whose scaler needs every batch
         raise ValueError('on_solver_error = "skip" does not go with 16-mixed: use bf16-mixed, or "raise"')
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, LearningRateFinder):  # it sets the optimiser's rate, which a schedule then overwrites
+            raise ValueError("LearningRateFinder does not go with schedules: compare a few --model.optimizer.lr")
         if isinstance(callback, EMAWeightAveraging):
             step, epoch = callback.update_starting_at_step, callback.update_starting_at_epoch
             if step or epoch:
                 start = f"step {step}" if step else f"epoch {epoch}"
                 rank_zero_warn(
-                    f"EMAWeightAveraging averages from {start} on, and validation always measures the average: until "
-                    "then val/acc is that of the untrained network; without a start the average follows from step 0"
+                    f"EMAWeightAveraging averages from {start} on; validation until then measures the untrained weights"
                 )
+
+
+def refuse_spawning(trainer: Trainer) -> None:
+    """Refuse strategies that train in processes of their own and hand back neither counters nor metrics to report.
+
+    Raises:
+        ValueError: with what to use instead.
+    """
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError("ddp_spawn, ddp_fork and ddp_notebook hand no results back: use --trainer.strategy ddp")

@@ -222,6 +222,7 @@ def test_pictures_show_what_was_wrong(tmp_path: Path) -> None:
     trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[pictures])
     trainer.fit(module, data)
     labels = torch.cat([labels for _, labels in data.batches[:2]])
+    assert pictures.confusion is not None
     assert pictures.confusion.confmat[:, 3].sum() == 40
     assert [(true, said) for _, true, said in pictures.mistakes] == [(int(label), 3) for label in labels if label != 3][
         :32

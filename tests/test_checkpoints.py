@@ -12,8 +12,16 @@ import pytest
 import torch
 from lightning import Trainer
 
-from odenet_lightning.checkpoints import CheckpointError, LastCheckpoint, WholeCheckpointIO, atomic, bring_along
+from odenet_lightning.checkpoints import (
+    CheckpointError,
+    LastCheckpoint,
+    WholeCheckpointIO,
+    atomic,
+    bring_along,
+    is_requeued,
+)
 from odenet_lightning.cli import main
+from odenet_lightning.divergence import DivergenceError
 from tests.processes import command, run
 
 SIZE = 100_000
@@ -257,3 +265,32 @@ def test_weights_that_are_no_numbers_are_not_kept(
     last = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 3
     assert all(value.isfinite().all() for value in last["state_dict"].values())
+
+
+def test_no_file_is_kept_of_weights_that_are_not_finite(tmp_path: Path) -> None:
+    io = WholeCheckpointIO()
+    io.save_checkpoint(content(1.0), tmp_path / "any.ckpt")
+    with pytest.raises(DivergenceError, match=r"the weights weight are not finite after step 7"):
+        io.save_checkpoint(content(float("nan")) | {"global_step": 7}, tmp_path / "any.ckpt")
+    assert stored(tmp_path / "any.ckpt") == 1.0
+
+
+def test_divergence_before_a_validation_leaves_no_best_checkpoint(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two looks at the training loss; validation sees it first."""
+    net = ["--model.net", "ODENet", "--model.net.solver", "Midpoint", "--model.net.solver.num_steps", "2"]
+    rate = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1000"]
+    often = ["--trainer.val_check_interval", "10", "--trainer.log_every_n_steps", "1000", "--trainer.max_epochs", "1"]
+    with pytest.raises(SystemExit):
+        main([*FIT, "--data.root", str(sample_root), *net, *rate, *often, "--pictures.every_n_epochs", "0"])
+    told = capsys.readouterr().err
+    assert "the loss is nan in validation after step 10" in told
+    assert "there is no checkpoint yet" in told
+    assert not list(Path("lightning_logs").rglob("*.ckpt"))
+
+
+def test_an_empty_restart_count_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_RESTART_COUNT": ""}.items():
+        monkeypatch.setenv(name, value)
+    assert not is_requeued()

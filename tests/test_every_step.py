@@ -24,7 +24,7 @@ def config(folder: Path, sample_root: Path, limit: str, kill: dict[str, Any] | N
     net = {"class_path": "odenet_lightning.ODENet", "init_args": {"channels": 2}}
     solver = {"rtol": 1e-3, "atol": 1e-3, "first_step": "warm"}
     net["init_args"]["solver"] = {"class_path": "odenet_lightning.solvers.Bosh3", "init_args": solver}
-    trainer = {"accelerator": "cpu", "devices": 1, "limit_train_batches": STEPS, "limit_val_batches": 1}
+    trainer = {"accelerator": "cpu", "devices": 1, "limit_train_batches": STEPS, "limit_val_batches": 2}
     trainer |= {"val_check_interval": 3, "log_every_n_steps": 2, "num_sanity_val_steps": 0, "callbacks": callbacks}
     tree = {
         "model": {"net": net},

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet, ResNet
-from odenet_lightning.callbacks import EvaluationCounts, Resume
+from odenet_lightning.callbacks import EvaluationCounts, Pictures, Resume
+from odenet_lightning.cli import main
 from odenet_lightning.gradients import Adjoint, Checkpoint, Gradient
 from odenet_lightning.models import Classifier
 from odenet_lightning.solvers import RK4, Dopri5, Euler
@@ -234,3 +237,61 @@ def test_num_params_and_plain_hyperparameters() -> None:
     module = ClassifierModule(ODENet(solver=Euler(num_steps=3)))
     assert module.num_params == 10_564
     assert dict(module.hparams) == {"schedule": "one_cycle", "on_solver_error": "raise", "compile": False}
+
+
+def test_a_batch_without_a_loss_is_not_left_out_of_the_mean(tmp_path: Path) -> None:
+    data = FewDigits()
+    data.batches[1][0].fill_(float("nan"))
+    module = ClassifierModule(ResNet(2, 1))
+    (results,) = trainer_in(tmp_path).validate(module, data, verbose=False)
+    assert results["val/loss"] != results["val/loss"], "NaN"
+
+
+def test_more_classes_than_ten(tmp_path: Path) -> None:
+    """Of a user's own data module, with pictures of what went wrong."""
+    net, data, pictures = ResNet(2, 1), FewDigits(size=26), Pictures()
+    net.head.fc = torch.nn.Linear(net.head.fc.in_features, 26)  # type: ignore[union-attr, arg-type]
+    data.batches = [(images, torch.arange(26)) for images, _ in data.batches]
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    module = ClassifierModule(net, sgd(1e-9), schedule="constant")
+    trainer = trainer_in(tmp_path, max_epochs=1, logger=logger, log_every_n_steps=1, callbacks=[pictures])
+    trainer.fit(module, data)
+    assert pictures.confusion is not None
+    assert pictures.confusion.confmat.shape == (26, 26)
+    assert pictures.confusion.confmat.sum() == 52
+    right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in data.batches[:2])
+    assert float(trainer.callback_metrics["val/acc"]) == pytest.approx(right / 52)
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")  # and shuffle: the order stays the first epoch's
+def test_overfitting_takes_the_same_batches_in_every_epoch(tmp_path: Path, sample_root: Path) -> None:
+    seen: list[Tensor] = []
+    module = ClassifierModule(ResNet(2, 1), sgd(0.01), schedule="constant")
+    module.on_train_batch_start = lambda batch, _: seen.append(batch[1])  # type: ignore[method-assign]
+    data = MNISTDataModule(root=str(sample_root), source="sample", augment=False)
+    trainer_in(tmp_path, max_epochs=3, overfit_batches=2).fit(module, data)
+    assert len(seen) == 6
+    assert not torch.equal(seen[0], seen[1])
+    for epoch in (1, 2):
+        assert torch.equal(torch.cat(seen[:2]), torch.cat(seen[2 * epoch : 2 * epoch + 2]))
+
+
+def test_the_learning_rate_finder_is_refused(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[LearningRateFinder()])
+    with pytest.raises(ValueError, match=r"LearningRateFinder .* compare a few --model\.optimizer\.lr"):
+        trainer.fit(ClassifierModule(ResNet(2, 1)), FewDigits())
+
+
+def test_an_average_that_starts_later_is_told(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[EMAWeightAveraging(update_starting_at_step=3)])
+    with pytest.warns(UserWarning, match="from step 3 on; validation until then measures the untrained weights"):
+        trainer.fit(ClassifierModule(ResNet(2, 1)), FewDigits())
+
+
+def test_strategies_that_spawn_are_refused(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "ddp_spawn"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *args])
+    assert "use --trainer.strategy ddp" in capsys.readouterr().err

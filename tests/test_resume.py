@@ -106,3 +106,30 @@ def test_killed_and_resumed_is_as_undisturbed(
     before, after = curves(logs / "version_0", before=first), curves(logs / "version_1")
     for tag, values in curves(undisturbed / "lightning_logs" / "version_0").items():
         assert before.get(tag, []) + after.get(tag, []) == values, tag
+
+
+@pytest.mark.filterwarnings("default:a step cost")  # also in the forked process
+@pytest.mark.parametrize("cut", ["budget", "max_steps"])
+def test_a_run_that_ended_within_an_epoch_continues_with_the_rest_of_it(
+    tmp_path: Path, sample_root: Path, cut: str
+) -> None:
+    """By its budget at the first step, or by its number of steps after a validation."""
+    flags = ["--model.schedule", "constant", "--trainer.max_epochs", "2", "--trainer.val_check_interval", "2"]
+    ends = {"budget": ["--nfe.budget", "1"], "max_steps": ["--trainer.max_steps", "4"]}[cut]
+    ended, whole = tmp_path / "ended", tmp_path / "whole"
+    for folder, more in ((ended, ends), (whole, [])):
+        folder.mkdir()
+        assert command(["fit", "--config", config(folder, sample_root), *flags, *more], folder) == 0
+    first = ended / "lightning_logs/version_0"
+    done = torch.load(first / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert done == {"budget": 1, "max_steps": 4}[cut]
+    resume = ["--ckpt_path", str(first / "checkpoints/last.ckpt")]
+    assert command(["fit", "--config", config(ended, sample_root), *flags, *resume], ended) == 0
+    second, undisturbed = ended / "lightning_logs/version_1", whole / "lightning_logs/version_0"
+    found, wanted = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (second, undisturbed))
+    assert found["global_step"] == wanted["global_step"] == 2 * BATCHES
+    for name, weight in wanted["state_dict"].items():
+        assert torch.equal(weight, found["state_dict"][name]), name
+    after, expected = curves(second), curves(undisturbed)
+    for tag in ("train/loss", "train/acc", "val/loss", "lr"):
+        assert after[tag] == [(step, value) for step, value in expected[tag] if step >= done], tag

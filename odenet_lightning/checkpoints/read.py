@@ -3,18 +3,16 @@
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import torch
 from jsonargparse import ArgumentParser
-from lightning import LightningModule
 from torch.optim import Optimizer
 
 from odenet_lightning.checkpoints.trust import RefusedCheckpoint, refuse_foreign, texts_of_module
 from odenet_lightning.data import MNISTDataModule, Source
 from odenet_lightning.models import Classifier
 
-Module = TypeVar("Module", bound=LightningModule)
 TRAIN_ONE = "train one with 'python -m odenet_lightning fit'"
 
 # settings of the data that a checkpoint brings along: another split or set would be a trap; root is this machine's
@@ -81,37 +79,6 @@ def rebuild(
         return {key: made[key] for key in config}
     except Exception as e:
         raise RefusedCheckpoint(f"{path} holds a network or an optimiser that cannot be made again: {e}") from e
-
-
-def restored(
-    kind: type[Module], path: str | Path, map_location: Any = "cpu", trusted: str | None = None, **given: Any
-) -> Module:
-    """A LightningModule made from a checkpoint alone, on any machine.
-
-    Args:
-        kind: its class, which takes `net` and `optimizer`.
-        path: the checkpoint.
-        map_location: where its tensors go.
-        trusted: a module or package of your own, whose classes may be imported.
-        given: arguments that replace the checkpoint's.
-
-    Raises:
-        RefusedCheckpoint: it cannot be read, does not say what its network is, or names a class that is not trusted.
-    """
-    checkpoint = load_checkpoint(path, map_location)
-    kept = {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if not key.startswith("_")}
-    wanted = [key for key in ("net", "optimizer") if key not in given]
-    made = rebuild(
-        path, checkpoint, trusted, "name its module (trusted='MODULE', --trusted MODULE), or give the network", wanted
-    )
-    if "net" not in made | given:
-        raise RefusedCheckpoint(f"{path} does not say what its network is: give it (net=...), or {TRAIN_ONE}")
-    plain = {key: value for key, value in kept.items() if key not in ("net", "optimizer")}
-    module = kind(**{**plain, **made, **given})
-    module.load_state_dict(checkpoint["state_dict"])
-    module.on_load_checkpoint(checkpoint)
-    module.hparams.update({key: kept[key] for key in made})
-    return module
 
 
 def kept_model(hparams: dict[str, Any]) -> dict[str, Any]:

@@ -38,8 +38,10 @@ from odenet_lightning.cli.layers import flat, is_spec
 from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, interrupted
 from odenet_lightning.cli.resume import of_checkpoint, refuse_another_optimizer
 from odenet_lightning.data import MNISTDataModule
-from odenet_lightning.module import ClassifierModule, DivergenceError
+from odenet_lightning.divergence import DivergenceError
+from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import SolverError
+from odenet_lightning.unsupported import refuse_spawning
 
 
 class Parser(LightningArgumentParser):
@@ -162,6 +164,7 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say what is about to be trained."""
+        refuse_spawning(self.trainer)
         net = self.model.net
         if self.trainer.is_global_zero:
             print(f"training {type(net).__name__}, {net.num_params:,} parameters", flush=True)

@@ -1,0 +1,61 @@
+"""Restorable: a LightningModule that its checkpoint alone is enough to make again, on any machine."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule
+from typing_extensions import Self, override
+
+from odenet_lightning.checkpoints.read import TRAIN_ONE, load_checkpoint, rebuild
+from odenet_lightning.checkpoints.trust import RefusedCheckpoint
+from odenet_lightning.models import Classifier
+from odenet_lightning.warm_steps import set_warm_steps, warm_steps
+
+
+class Restorable(LightningModule):
+    """A module whose constructor takes `net` and `optimizer`, and whose checkpoints keep the config that made them.
+
+    Beside the weights a checkpoint keeps the warm steps of the network's ODE blocks.
+    """
+
+    net: Classifier
+
+    @classmethod
+    @override
+    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride] -- no code is read, no hparams file
+        cls, checkpoint_path: str | Path, map_location: Any = "cpu", trusted: str | None = None, **kwargs: Any
+    ) -> Self:
+        """The module of a checkpoint that `fit` has written, with its network, weights and optimiser.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: where its tensors go.
+            trusted: a module or package of your own, whose classes the checkpoint may name; they are imported.
+            kwargs: arguments of the constructor that replace the checkpoint's.
+
+        Raises:
+            RefusedCheckpoint: it cannot be read, does not say what its network is, or names a class not trusted.
+        """
+        checkpoint = load_checkpoint(checkpoint_path, map_location)
+        kept = {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key[:1] != "_"}
+        wanted = [key for key in ("net", "optimizer") if key not in kwargs]
+        remedy = "name its module (trusted='MODULE', --trusted MODULE), or give the network (net=...)"
+        made = rebuild(checkpoint_path, checkpoint, trusted, remedy, wanted)
+        if "net" not in made | kwargs:
+            raise RefusedCheckpoint(
+                f"{checkpoint_path} does not say what its network is: give it (net=...), or {TRAIN_ONE}"
+            )
+        plain = {key: value for key, value in kept.items() if key not in ("net", "optimizer")}
+        module = cls(**{**plain, **made, **kwargs})
+        module.load_state_dict(checkpoint["state_dict"])
+        module.on_load_checkpoint(checkpoint)
+        module.hparams.update({key: kept[key] for key in made})
+        return module
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["warm_steps"] = warm_steps(self.net)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        set_warm_steps(self.net, checkpoint.get("warm_steps", []))
