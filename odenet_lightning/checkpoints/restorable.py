@@ -6,10 +6,10 @@ from typing import Any
 from lightning import LightningModule
 from typing_extensions import Self, override
 
+from odenet_lightning.block import set_warm_steps, warm_steps
 from odenet_lightning.checkpoints.read import TRAIN_ONE, load_checkpoint, rebuild
 from odenet_lightning.checkpoints.trust import RefusedCheckpoint
 from odenet_lightning.models import Classifier
-from odenet_lightning.warm_steps import set_warm_steps, warm_steps
 
 
 class Restorable(LightningModule):
