@@ -2,36 +2,53 @@
 
 import csv
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
 from odenet_lightning.figures import contact_sheet
 from odenet_lightning.trainer import datamodule
 
 
-class PredictionWriter(BasePredictionWriter):
-    """Writes predictions.csv (file, digit, confidence) and predictions.png, a contact sheet."""
+class PredictionWriter(Callback):
+    """Writes predictions.csv (file, digit, confidence) and predictions.png, a contact sheet.
+
+    (Lightning's `BasePredictionWriter` wants to know each batch's indices from a `DataLoader`, and
+    warns at every batch that comes from elsewhere, as this project's do.)
+    """
 
     def __init__(self) -> None:
-        super().__init__(write_interval="epoch")
+        self.batches: list[dict[str, Tensor]] = []
 
     @override
-    def write_on_epoch_end(
-        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.batches = []
+
+    @override
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
+        self.batches.append({key: value.cpu() for key, value in outputs.items()})
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = datamodule(trainer)
         if data is None:
             return
         folder = Path(trainer.log_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         digits, confidences, images = (
-            torch.cat([batch[key].cpu() for batch in predictions]) for key in ("digit", "confidence", "images")
+            torch.cat([batch[key] for batch in self.batches]) for key in ("digit", "confidence", "images")
         )
         names = [path.name for path in data.predict_paths]
         with (folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
