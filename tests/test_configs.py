@@ -61,7 +61,8 @@ def test_what_configs_name_is_known_to_a_fresh_process() -> None:
     configs = [read_config(str(path)) for path in CONFIGS]
     paths = sorted(set().union(*(class_paths(config.get(part)) for config in configs for part in ("model", "data"))))
     assert "torch.optim.AdamW" in paths
-    ask = "import sys; from odenet_lightning.checkpoints.trust import is_known_class as known; print(*map(known, sys.argv[1:]))"
+    ask = "import sys; from odenet_lightning.checkpoints.trust import is_known_class as known; "
+    ask += "print(*map(known, sys.argv[1:]))"
     answer = subprocess.run([sys.executable, "-c", ask, *paths], capture_output=True, text=True, check=True).stdout
     assert dict(zip(paths, answer.split(), strict=True)) == dict.fromkeys(paths, "True")
 

@@ -422,6 +422,31 @@ def test_adjoint_hands_on_a_cotangent_without_a_size(value: float) -> None:
     assert bool((y0.grad == 0).all()) if value == 0.0 else bool(y0.grad.isnan().all())
 
 
+# --- company
+
+
+@pytest.mark.parametrize(
+    ("solver", "least", "most"),
+    [
+        (Midpoint(num_steps=3), 0.0, 1e-4),
+        (Dopri5(0.1, 0.1, first_step=0.5), 0.0, 1e-4),
+        (Bosh3(0.1, 0.1), 1e-3, 1.0),
+        (Dopri5(1e-3, 1e-3), 1e-5, 1e-1),
+        (Dopri5(1e-5, 1e-5), 0.0, 1e-2),
+    ],
+    ids=repr,
+)
+def test_how_far_an_answer_depends_on_the_company(solver: Solver, least: float, most: float) -> None:
+    """One step size for a batch: the answer for an image is right to the tolerance, and its company decides how."""
+    block = made(lambda: ConvField(6), solver, Backprop())
+    scales = torch.logspace(-1, 1, 8)[:, None, None, None]
+    y0 = scales * torch.randn(8, *SHAPE[1:], generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        together, alone = block(y0), torch.cat([block(image[None]) for image in y0])
+    apart = float((together - alone).abs().max())
+    assert least <= apart <= most
+
+
 # --- blocks within fields
 
 

@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.figures import contact_sheet
 from odenet_lightning.trainer import datamodule
 
@@ -57,6 +58,8 @@ class PredictionWriter(Callback):
             for path, digit, confidence in zip(data.predict_paths, digits.tolist(), confidences.tolist(), strict=True):
                 writer.writerow([str(path), digit, f"{confidence:.4f}"])
         contact_sheet(images, names, digits.tolist(), confidences.tolist()).savefig(folder / "predictions.png")
+        if any(block.solver.controls_error for block in classifier(pl_module).net.ode_blocks):
+            print("note: the solver chooses one step size for a whole batch, so confidences may depend on the company")
         for line in data.unreadable:
             print(f"skipped {line}", file=sys.stderr)
         print(f"{len(names)} pictures read, {len(data.unreadable)} skipped")

@@ -46,13 +46,14 @@ class Surroundings:
     @staticmethod
     def of(field: VectorField, y: Tensor) -> "Surroundings":
         """As they are now."""
-        devices, states = get_device_states(y)
+        devices, states = ([], []) if y.device.type == "cpu" else get_device_states(y)
         return Surroundings(torch.get_rng_state(), (list(devices), list(states)), buffers_of(field))
 
     def set_random(self) -> None:
         """Have random numbers continue from here."""
         torch.set_rng_state(self.random)
-        set_device_states(*self.device_random)
+        if self.device_random[0]:
+            set_device_states(*self.device_random)
 
 
 class Recomputation:

@@ -230,7 +230,8 @@ def outside_inference_mode() -> Iterator[bool]:
 
 def random_states(device: torch.device) -> list[Tensor]:
     """The states of torch's random numbers that a field on this device may draw from."""
-    return [torch.get_rng_state(), *get_device_states(torch.empty(0, device=device))[1]]
+    of_device = [] if device.type == "cpu" else get_device_states(torch.empty(0, device=device))[1]
+    return [torch.get_rng_state(), *of_device]
 
 
 @contextmanager
