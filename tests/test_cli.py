@@ -784,7 +784,7 @@ def test_a_config_that_is_none(content: bytes, told: str, workdir: Path, capsys:
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["--trainer.callbacks", "LearningRateFinder"], "compare runs with different --model.optimizer.lr"),
+        (["--trainer.callbacks", "LearningRateFinder"], "compare a few --model.optimizer.lr"),
         (["--trainer.callbacks", "BackboneFinetuning"], "needs the module to have 'backbone'"),
         (["--trainer.callbacks", "EarlyStopping"], "the following arguments are required: monitor"),
         (["--trainer.devices", "x"], "should be an int > 0"),

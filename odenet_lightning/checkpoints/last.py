@@ -39,6 +39,7 @@ class LastCheckpoint(Checkpoint):
         self.in_slurm = in_slurm()
         self.step = 0  # the last one seen
         self.is_pending = self.is_preempted = False
+        self.ends_epoch = 0  # epochs processed when the pending state was written, where it is an epoch's end
 
     @staticmethod
     def path(trainer: Trainer) -> Path | None:
@@ -82,6 +83,7 @@ class LastCheckpoint(Checkpoint):
         self.step, every = trainer.global_step, self.every_n_train_steps
         self.is_preempted = self._is_preempted(trainer)
         if self.is_preempted or (every and trainer.global_step % every == 0):
+            self.ends_epoch = 0
             self._write(trainer)
 
     @override
@@ -93,6 +95,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_preempted = self.is_preempted or self._is_preempted(trainer)
         self._write(trainer)
+        self.ends_epoch = trainer.fit_loop.epoch_progress.current.processed
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -110,7 +113,9 @@ class LastCheckpoint(Checkpoint):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException):  # which Lightning raises between two steps
+        # Lightning raises the former between two steps; Ctrl-C comes anywhere, so only an epoch that is over counts
+        epochs = trainer.fit_loop.epoch_progress.current
+        if isinstance(exception, SIGTERMException) or 0 < self.ends_epoch <= epochs.completed:
             self._keep(trainer)
 
     def _requeue(self, trainer: Trainer) -> None:

@@ -28,8 +28,6 @@ CLASS_HINTS = {
 
 # what Lightning says of options that this project's module cannot serve, as what to do about it
 FORESEEN = {
-    r"(?s).*using the learning rate finder.*": "LearningRateFinder needs the optimiser's rate as an attribute, which "
-    "this module does not have: compare runs with different --model.optimizer.lr instead",
     r"(?s).*'ClassifierModule' object has no attribute '(\w+)'.*": r"a callback needs the module to have "
     r"'\1', which it does not: leave the callback out",
 }
