@@ -95,7 +95,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_preempted = self.is_preempted or self._is_preempted(trainer)
         self._write(trainer)
-        self.ends_epoch = trainer.fit_loop.epoch_progress.current.processed
+        self.ends_epoch = trainer.fit_loop.epoch_progress.current.completed + 1
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
