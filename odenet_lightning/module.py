@@ -63,7 +63,7 @@ class ClassifierModule(Restorable):
         accuracies = (MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(3))
         self.train_acc, self.val_acc, self.test_acc = accuracies
         # Lightning's own mean over processes rounds their numbers of images down to whole ones
-        self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
+        self.val_loss, self.test_loss = (MeanMetric(nan_strategy="error") for _ in range(2))
 
     @property
     def num_params(self) -> int:
@@ -112,7 +112,9 @@ class ClassifierModule(Restorable):
         """Log loss and accuracy, from their own sums; return the logits for callbacks."""
         images, labels = batch
         logits = self(images)
-        mean.update(F.cross_entropy(logits, labels), weight=len(labels))
+        loss = F.cross_entropy(logits, labels)
+        # a mean that leaves NaN out would hide it, and torchmetrics' unchecked one does not weigh over processes
+        mean.update(torch.where(loss.isnan(), torch.inf, loss), weight=len(labels))
         accuracy.update(logits, labels)
         self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=part == "val", batch_size=1)
         self.log(f"{part}/loss", mean, batch_size=len(labels))
@@ -125,7 +127,7 @@ class ClassifierModule(Restorable):
     @override
     def on_validation_epoch_end(self) -> None:
         if self.trainer.state.fn == "fit":
-            refuse_loss(self.val_loss.compute(), f"in validation after step {self.trainer.global_step}")
+            refuse_loss(self.val_loss.mean_value, f"in validation after step {self.trainer.global_step}")
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
