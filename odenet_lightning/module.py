@@ -1,5 +1,6 @@
 """ClassifierModule: loss, metrics, optimiser and schedule around a network; no numerics of its own."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -39,7 +40,7 @@ class ClassifierModule(Restorable):
         on_solver_error: "raise" ends the run with the error, its checkpoints kept; "skip" leaves the batch out, with
             the gradients accumulated so far, and counts it (`solver/skipped`), up to ten in a row. One process only,
             and not in 16-mixed, whose scaler needs every batch.
-        compile: have torch.compile run the solver's step, or, in a network without ODE blocks, the network. Costs a
+        compile: have torch.compile run the ODE blocks' fields, or, in a network without any, the network. Costs a
             minute at the start; state-dict keys stay.
     """
 
@@ -58,12 +59,13 @@ class ClassifierModule(Restorable):
         self.net = net or ODENet()
         self.optimizer_of = optimizer
         self.schedule: Schedule = schedule
-        self.skips, self.compile_solve = Skips(on_solver_error), compile
-        classes = getattr(self.net, "num_classes", CLASSES)  # a micro average comes out right without it
-        accuracies = (MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(3))
+        self.skips, self.compiles = Skips(on_solver_error), compile
+        # a micro average comes out right whatever the number of classes
+        accuracies = (MulticlassAccuracy(CLASSES, average="micro", validate_args=False) for _ in range(3))
         self.train_acc, self.val_acc, self.test_acc = accuracies
-        # Lightning's own mean over processes rounds their numbers of images down to whole ones
-        self.val_loss, self.test_loss = (MeanMetric(nan_strategy="error") for _ in range(2))
+        # Lightning's own mean over processes rounds their numbers of images down to whole ones. NaN is put in the place
+        # of NaN: by default torchmetrics leaves it out, and with "disable" the weights
+        self.val_loss, self.test_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))
 
     @property
     def num_params(self) -> int:
@@ -112,9 +114,7 @@ class ClassifierModule(Restorable):
         """Log loss and accuracy, from their own sums; return the logits for callbacks."""
         images, labels = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, labels)
-        # a mean that leaves NaN out would hide it, and torchmetrics' unchecked one does not weigh over processes
-        mean.update(torch.where(loss.isnan(), torch.inf, loss), weight=len(labels))
+        mean.update(F.cross_entropy(logits, labels), weight=len(labels))
         accuracy.update(logits, labels)
         self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=part == "val", batch_size=1)
         self.log(f"{part}/loss", mean, batch_size=len(labels))
@@ -127,7 +127,7 @@ class ClassifierModule(Restorable):
     @override
     def on_validation_epoch_end(self) -> None:
         if self.trainer.state.fn == "fit":
-            refuse_loss(self.val_loss.mean_value, f"in validation after step {self.trainer.global_step}")
+            refuse_loss(self.val_loss.compute(), f"in validation after step {self.trainer.global_step}")
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -150,6 +150,6 @@ class ClassifierModule(Restorable):
     @override
     def setup(self, stage: str) -> None:
         refuse_unsupported(self.trainer, self.skips.allowed)
-        if self.compile_solve and stage == "fit":
+        if self.compiles and stage == "fit":
             compile_network(self.net, self.trainer.strategy.root_device)
-            self.compile_solve = False  # once
+            self.compiles = False  # once

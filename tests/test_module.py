@@ -244,7 +244,20 @@ def test_a_batch_without_a_loss_is_not_left_out_of_the_mean(tmp_path: Path) -> N
     data.batches[1][0].fill_(float("nan"))
     module = ClassifierModule(ResNet(2, 1))
     (results,) = trainer_in(tmp_path).validate(module, data, verbose=False)
-    assert results["val/loss"] == float("inf"), "neither left out nor a number"
+    assert results["val/loss"] != results["val/loss"], "NaN"
+
+
+def test_the_loss_is_a_mean_over_images_not_over_batches(tmp_path: Path) -> None:
+    """The last batch is smaller, and its images count no more for that."""
+    data = FewDigits()
+    images, labels = data.batches[1]
+    data.batches[1] = (images[:1], labels[:1])
+    module = ClassifierModule(ResNet(2, 1)).eval()
+    (results,) = trainer_in(tmp_path).validate(module, data, verbose=False)
+    images, labels = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
+    with torch.no_grad():
+        truth = F.cross_entropy(module(images), labels)
+    assert results["val/loss"] == pytest.approx(float(truth), rel=1e-6)
 
 
 def test_more_classes_than_ten(tmp_path: Path) -> None:
