@@ -28,7 +28,7 @@ from odenet_lightning.solvers import (
     Tsit5,
     rms_norm,
 )
-from odenet_lightning.solvers.base import nothing
+from odenet_lightning.solvers.problem import nothing
 from tests.problems import PROBLEMS, Logistic, conv_problem, count_calls, damped, logistic, relative_error, swing
 
 GRADIENTS = [Backprop(), Checkpoint(), Adjoint()]

@@ -33,7 +33,7 @@ from odenet_lightning.solvers import (
     TorchDiffEq,
     Tsit5,
 )
-from odenet_lightning.solvers.base import nothing
+from odenet_lightning.solvers.problem import nothing
 from tests.problems import (
     PROBLEMS,
     Decay,

@@ -15,7 +15,8 @@ from odenet_lightning.gradients.base import (
 )
 from odenet_lightning.gradients.recompute import Recomputation, buffers_of, inputs_of, refuse_unknown_inputs
 from odenet_lightning.solvers import Norm, Problem, Solution, Solver, VectorField, rms_norm
-from odenet_lightning.solvers.base import check_positive_number, evaluate, refusing_randomness
+from odenet_lightning.solvers.evaluation import evaluate, refusing_randomness
+from odenet_lightning.solvers.settings import check_positive_number
 
 
 class Adjoint(Gradient):

@@ -9,28 +9,19 @@ import torch
 from torch import Tensor
 
 from odenet_lightning.solvers import Problem, Solution, Solver
+from odenet_lightning.solvers.settings import Settings
 
 
 class GradientError(RuntimeError):
     """A derivative that this gradient method cannot compute, or not without leaving something out."""
 
 
-class Gradient(ABC):
+class Gradient(Settings, ABC):
     """A way to differentiate y(t1) with respect to y(t0) and the field's parameters.
 
     Any gradient method takes any solver and any field, or refuses with a `GradientError` or a `FieldError`.
     It holds settings only.
     """
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value is not None)
-        return f"{type(self).__name__}({shown})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and vars(self) == vars(other)
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
 
     @abstractmethod
     def solve(self, solver: Solver, problem: Problem) -> Solution:

@@ -15,7 +15,7 @@ from odenet_lightning.gradients.base import (
 )
 from odenet_lightning.gradients.recompute import Recomputation, Surroundings, inputs_of, refuse_unknown_inputs
 from odenet_lightning.solvers import FieldError, Problem, Solution, Solver, Step
-from odenet_lightning.solvers.base import name_of
+from odenet_lightning.solvers.evaluation import name_of
 
 SAMPLED = 64  # entries of each step's end that are kept, to notice a step that comes out otherwise when done again
 # how far those may lie apart, relative to the state: rounding of other kernels, in 16 bits under autocast

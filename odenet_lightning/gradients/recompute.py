@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from odenet_lightning.solvers import BackwardStats, FieldError, VectorField
-from odenet_lightning.solvers.base import evaluate, name_of
+from odenet_lightning.solvers.evaluation import evaluate, name_of
 
 
 def tensors_of(field: VectorField) -> dict[str, Tensor]:

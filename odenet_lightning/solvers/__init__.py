@@ -4,21 +4,21 @@ A `Problem` goes in, a `Solution` comes out: the state at t1 and what it cost. A
 """
 
 from odenet_lightning.solvers.adaptive import AdaptiveRungeKutta
-from odenet_lightning.solvers.base import (
+from odenet_lightning.solvers.base import Solver
+from odenet_lightning.solvers.evaluation import FieldError
+from odenet_lightning.solvers.methods import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Tsit5
+from odenet_lightning.solvers.problem import (
     MAX_NFE,
     BackwardStats,
-    FieldError,
     Norm,
     Problem,
     Solution,
-    Solver,
     SolverError,
     SolveStats,
     Step,
     VectorField,
     rms_norm,
 )
-from odenet_lightning.solvers.methods import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Tsit5
 from odenet_lightning.solvers.runge_kutta import FixedStep, RungeKutta
 from odenet_lightning.solvers.tableau import Tableau
 from odenet_lightning.solvers.torchdiffeq import TorchDiffEq

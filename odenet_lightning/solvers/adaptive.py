@@ -14,20 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from odenet_lightning.solvers.base import (
-    Norm,
-    Problem,
-    Solution,
-    Solver,
-    SolverError,
-    SolveStats,
-    Step,
-    check_positive_number,
-    evaluate,
-    host_value,
-    rms_norm,
-)
+from odenet_lightning.solvers.base import Solver
+from odenet_lightning.solvers.evaluation import evaluate, host_value
+from odenet_lightning.solvers.problem import Norm, Problem, Solution, SolverError, SolveStats, Step, rms_norm
 from odenet_lightning.solvers.runge_kutta import RungeKutta, add_weighted, check_grid, grid_size
+from odenet_lightning.solvers.settings import check_positive_number
 
 
 class AdaptiveRungeKutta(RungeKutta):

@@ -12,17 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from odenet_lightning.solvers.base import (
-    Problem,
-    Solution,
-    Solver,
-    SolverError,
-    SolveStats,
-    Step,
-    VectorField,
-    check_positive_number,
-    evaluate,
-)
+from odenet_lightning.solvers.base import Solver
+from odenet_lightning.solvers.evaluation import evaluate
+from odenet_lightning.solvers.problem import Problem, Solution, SolverError, SolveStats, Step, VectorField
+from odenet_lightning.solvers.settings import check_positive_number
 from odenet_lightning.solvers.tableau import Tableau
 
 

@@ -12,19 +12,10 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from odenet_lightning.solvers.base import (
-    Problem,
-    Solution,
-    Solver,
-    SolverError,
-    SolveStats,
-    Step,
-    VectorField,
-    check_positive_number,
-    evaluate,
-    outside_inference_mode,
-    rms_norm,
-)
+from odenet_lightning.solvers.base import Solver
+from odenet_lightning.solvers.evaluation import evaluate, outside_inference_mode
+from odenet_lightning.solvers.problem import Problem, Solution, SolverError, SolveStats, Step, VectorField, rms_norm
+from odenet_lightning.solvers.settings import check_positive_number
 
 # torchdiffeq's methods without error control: they must be given a step, or they silently take one
 FIXED_TORCHDIFFEQ_METHODS = frozenset(

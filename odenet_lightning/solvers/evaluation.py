@@ -1,0 +1,125 @@
+"""Evaluating a field: what is refused as no vector field, and values that the host waits for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import get_device_states
+
+from odenet_lightning.solvers.problem import Problem, SolverError, VectorField
+
+
+class FieldError(RuntimeError):
+    """What was given as f(t, y) is not a vector field, or not one that this combination can solve or differentiate."""
+
+
+def name_of(field: VectorField) -> str:
+    """A field's class, or a function's name."""
+    return getattr(field, "__qualname__", type(field).__name__)
+
+
+def in_place_error(field: VectorField) -> FieldError:
+    """What to say of a field that works on the solver's own state."""
+    return FieldError(
+        f"{name_of(field)} changes its input y in place, which is the solver's own state: use out-of-place operations "
+        "(relu without inplace=True, y + 1 instead of y += 1)"
+    )
+
+
+def evaluate(field: VectorField, t: float | Tensor, y: Tensor) -> Tensor:
+    """f(t, y) in the state's own precision: under autocast a field answers in 16 bits, the state must not.
+
+    Raises:
+        FieldError: the field changes y in place, or does not return a real tensor of y's shape.
+    """
+    time = t if isinstance(t, Tensor) else torch.full((), t, dtype=y.dtype, device=y.device)
+    version = y._version
+    try:
+        slope = field(time, y)
+    except RuntimeError as error:
+        if "a leaf Variable that requires grad" in str(error):
+            raise in_place_error(field) from error
+        raise
+    if y._version != version:
+        raise in_place_error(field)
+    if not isinstance(slope, Tensor):
+        raise FieldError(f"{name_of(field)} returned {type(slope).__name__}: f(t, y) must be a tensor in y's shape")
+    if slope.shape != y.shape or slope.is_complex():
+        kind = "complex values" if slope.is_complex() else f"the shape {list(slope.shape)}"
+        raise FieldError(
+            f"{name_of(field)} returned {kind} for a state of shape {list(y.shape)}: f(t, y) must be real and keep "
+            "the shape of y (are its arguments t, y in this order?)"
+        )
+    return slope.to(y.dtype)
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[bool]:
+    """Leave `torch.inference_mode` for no-grad mode, where that is on; yields whether it was."""
+    was_inside = torch.is_inference_mode_enabled()
+    if not was_inside:
+        yield False
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield True
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """The states of torch's random numbers that a field on this device may draw from."""
+    of_device = [] if device.type == "cpu" else get_device_states(torch.empty(0, device=device))[1]
+    return [torch.get_rng_state(), *of_device]
+
+
+@contextmanager
+def refusing_randomness(problem: Problem, what: str) -> Iterator[None]:
+    """Refuse a field that draws random numbers, such as dropout in training.
+
+    Noise that is drawn anew at each evaluation makes f no function of t and y: an error estimate then
+    measures the noise, and a second solve meets another field.
+
+    Raises:
+        FieldError: the state of the random numbers has changed.
+    """
+    before = random_states(problem.y0.device)
+    failure = None
+    try:
+        yield
+    except SolverError as error:  # as noise ends many a solve: its error does not shrink with the step
+        failure = error
+    if not all(map(torch.equal, before, random_states(problem.y0.device))):
+        raise FieldError(
+            f"the field {name_of(problem.field)} draws random numbers (dropout?), so it is no function of t and y, "
+            f"which {what} needs: take fixed steps with Backprop or Checkpoint, or move the noise out of the field"
+        ) from failure
+    if failure is not None:
+        raise failure
+
+
+class _Together(torch.autograd.Function):
+    """A scalar as it is; under vmap, the root mean square over the samples, as if they were solved together."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        del inputs
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        del info
+        return (x if in_dims[0] is None else x.square().mean(in_dims[0]).sqrt()), None
+
+
+def host_value(x: Tensor) -> float:
+    """The number in a scalar tensor, for which the host waits."""
+    try:
+        return float(x)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+    return host_value(_Together.apply(x))  # pyright: ignore[reportArgumentType] -- a tensor, untyped in torch

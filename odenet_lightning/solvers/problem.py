@@ -1,0 +1,118 @@
+"""A problem goes in, a solution comes out: what is solved, what comes of it, and what it cost."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VectorField = Callable[[Tensor, Tensor], Tensor]
+Norm = Callable[[Tensor], Tensor]
+
+# A solve that needs more evaluations than this has exploded; ten thousand are minutes, not hours.
+MAX_NFE = 10_000
+
+
+class SolverError(RuntimeError):
+    """A solve could not be finished: the step underflowed, the state is not finite, or a limit was reached."""
+
+
+@dataclass
+class BackwardStats:
+    """What a backward pass cost; filled in when it has run.
+
+    Attributes:
+        evaluations: evaluations of the field, each with its vector-Jacobian product.
+    """
+
+    evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class SolveStats:
+    """What a solve cost.
+
+    Attributes:
+        evaluations: evaluations of the field (NFE).
+        accepted: steps taken.
+        rejected: steps tried and thrown away because their error was too large.
+        smallest_step: size of the smallest accepted step, in units of t.
+        last_step: size of the last accepted step, in units of t.
+        next_step: the first step to try in a solve like this one, in units of t: what the
+            controller made of this solve's first step. None where no controller runs.
+        backward: what its backward pass costs; None where that evaluates no field.
+    """
+
+    evaluations: int
+    accepted: int
+    rejected: int
+    smallest_step: float
+    last_step: float
+    next_step: float | None = None
+    backward: BackwardStats | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One accepted step, from which `Solver.replay` gives the state at t + fraction * h.
+
+    Attributes:
+        t: start time.
+        h: step size, negative when integrating backwards.
+        y: state at t.
+        fraction: how far into the step the wanted state lies, in (0, 1].
+        context: what `Problem.record` returned as the step began.
+    """
+
+    t: float
+    h: float
+    y: Tensor
+    fraction: float = 1.0
+    context: Any = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solve's result: the state `y` at t1, its cost, and the accepted steps where asked for."""
+
+    y: Tensor
+    stats: SolveStats
+    steps: Sequence[Step] = ()
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Root of the mean square, the norm in which an error is held against its tolerance."""
+    flat = x.reshape(-1)
+    return (torch.dot(flat, flat) / flat.numel()).sqrt()  # no copy, and vector_norm is off by 4e-6 in float32
+
+
+def nothing() -> None:
+    """As `Problem.record`: keep the steps, and nothing beside them."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The initial value problem dy/dt = field(t, y), y(t0) = y0 over [t0, t1], and what is wanted of its solve.
+
+    Attributes:
+        field: f(t, y), with t a scalar tensor of y's dtype and device; returns dy/dt in y's shape and changes
+            nothing in place.
+        y0: state at t0, a tensor of any shape, float32 or float64.
+        t0: start of the interval.
+        t1: its end; t1 < t0 integrates backwards in time.
+        warm_step: first step of an adaptive solver whose `first_step` is "warm", in units of t.
+        max_nfe: most evaluations of the field before `SolverError`.
+        norm: maps error / tolerance to a scalar tensor; a step is accepted where it is <= 1.
+        record: called as each accepted step begins, where the steps are wanted (`Solution.steps`); what it
+            returns is kept with the step.
+    """
+
+    field: VectorField
+    y0: Tensor
+    t0: float = 0.0
+    t1: float = 1.0
+    warm_step: float | None = None
+    max_nfe: int = MAX_NFE
+    norm: Norm = rms_norm
+    record: Callable[[], Any] | None = None

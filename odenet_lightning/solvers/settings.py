@@ -1,0 +1,28 @@
+"""What solvers and gradient methods are: settings."""
+
+import math
+from typing import Any
+
+
+class Settings:
+    """An object of settings only: shown as the call that makes it, and equal to another one of the same values."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value is not None)
+        return f"{type(self).__name__}({shown})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+def check_positive_number(name: str, value: Any) -> None:
+    """Refuse what is not a positive, finite number.
+
+    Raises:
+        ValueError: with the name of the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, float | int) or not 0.0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, not {value!r}")
