@@ -301,7 +301,9 @@ def test_empty_interval_and_empty_state_cost_nothing(gradient: Gradient, solver:
             assert torch.equal(solution.y, y0)
             assert (solution.stats.evaluations, solution.stats.accepted) == (0, 0)
     block = ODEBlock(ConvField(6), solver, gradient)
-    block(torch.zeros(0, 6, 8, 8, requires_grad=True)).sum().backward()
+    y0 = torch.zeros(0, 6, 8, 8, requires_grad=True)
+    block(y0 * 1.0).relu_().sum().backward()
+    assert y0.grad is not None
 
 
 # --- fields that compute gradients

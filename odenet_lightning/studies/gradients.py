@@ -26,6 +26,7 @@ GRADIENTS: dict[str, Gradient] = {
     "Checkpoint": Checkpoint(),
     "Adjoint": Adjoint(),
     "Adjoint, seminorm": Adjoint(seminorm=True),
+    "Adjoint as in torchdiffeq": Adjoint(normalise=False),
 }
 GIB = 2**30
 

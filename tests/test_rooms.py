@@ -1,0 +1,51 @@
+"""Imports go one way: down the list of rooms, and never from the numerics or the data to the trainer's framework."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "odenet_lightning"
+# each may import those before it
+ROOMS = (
+    ("solvers",),
+    ("gradients",),
+    ("block", "fields"),
+    ("models",),
+    ("augment", "optimizers", "figures", "schedules", "skipping", "divergence"),
+    ("data",),
+    ("trainer", "compiling", "unsupported"),
+    ("checkpoints",),
+    ("module",),
+    ("callbacks",),
+    ("studies",),
+    ("cli",),
+)
+RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
+NUMERICS = ("solvers", "gradients", "block", "fields", "models")
+FILES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.stem.startswith("__")]
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_from_those_below(path: Path) -> None:
+    room = room_of(path)
+    for module in imported(path):
+        top, _, rest = module.partition(".")
+        if top == PACKAGE.name and rest:
+            other = rest.split(".")[0]
+            assert other == room or RANK[other] < RANK[room] or RANK[other] == RANK[room] <= 4, f"{room} <- {other}"
+        assert room not in NUMERICS or top not in ("lightning", "torchmetrics"), "numerics know no trainer"
