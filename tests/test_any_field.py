@@ -2,10 +2,13 @@
 
 Fields are made at random out of what people write: time, dropout, buffers, operations in place, tensors that are no
 parameters, shared and frozen parameters, blocks within fields, one block used twice. The truth is a finite difference
-for `Backprop`, and `Backprop` for the other two.
+for `Backprop`, and `Backprop` for the other two. `Adjoint` is held to what it says of itself: the solver's own error
+and by how much it missed y0, which it warns of where that is most of it. A norm over a batch of four contracts that
+strongly.
 """
 
 import random
+import warnings
 
 import pytest
 import torch
@@ -14,7 +17,19 @@ from torch.nn import functional as F
 
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient, GradientError
-from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, FieldError, Heun, Midpoint, Solver, TorchDiffEq, Tsit5
+from odenet_lightning.solvers import (
+    RK4,
+    Bosh3,
+    Dopri5,
+    Euler,
+    FieldError,
+    Heun,
+    Midpoint,
+    Solver,
+    SolverError,
+    TorchDiffEq,
+    Tsit5,
+)
 
 WIDTH = 3
 # with each solver, what the adjoint's gradient may be off by: as much as the solver itself
@@ -127,17 +142,28 @@ def outcome(seed: int) -> str:
     traits = {trait for trait in TRAITS if draw.random() < 0.2}
     uses, y0 = draw.choice((1, 1, 2)), torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(seed)).double()
     case = f"seed {seed}: {solver!r}, {gradient!r}, {sorted(traits)}, used {uses} times"
+    block, costs = made(traits, solver, gradient, seed), []
+    block.register_solve_hook(costs.append)
     try:
-        _, found = gradient_of(made(traits, solver, gradient, seed), y0, uses)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            _, found = gradient_of(block, y0, uses)
     except (FieldError, GradientError) as error:
         return "refused" if traits & REFUSED else pytest.fail(f"{case}: refused without a reason: {error}")
+    except SolverError as error:  # too stiff for the steps that it may take
+        return "refused" if "batch norm" in traits else pytest.fail(f"{case}: {error}")
     if isinstance(gradient, Backprop):
         # a controller's choices count as constants, and the first step of the second use is the first one's
         expected, along = difference_quotient(traits, solver, seed, y0, uses)
         assert along == pytest.approx(expected, rel=1e-4, abs=1e-4), case
         return "right"
     truth = gradient_of(made(traits, solver, Backprop(), seed), y0, uses)[1]
-    assert off_by(found, truth) <= (slack if isinstance(gradient, Adjoint) else 1e-10), case
+    if isinstance(gradient, Checkpoint):
+        assert off_by(found, truth) <= 1e-10, case
+        return "right"
+    missed = max(cost.backward.y0_error for cost in costs)
+    assert any("misses y0 by more than half" in str(warning.message) for warning in said) == (missed > 0.5), case
+    assert missed > 0.5 or off_by(found, truth) <= slack + 3 * missed, case
     return "right"
 
 

@@ -196,6 +196,22 @@ def test_adjoint_s_error_shrinks_with_its_tolerance(solver: Solver, seminorm: bo
     assert all(tight < loose / 10 for loose, tight in pairwise(errors))
 
 
+@pytest.mark.parametrize("solver", [Dopri5(1e-6, 1e-6), RK4(num_steps=20), TorchDiffEq("dopri5", 1e-6, 1e-6)], ids=repr)
+def test_adjoint_says_by_how_much_it_misses_y0(solver: Solver) -> None:
+    """dy/dt = -k y backwards: what the solver is off by at t1 grows by exp(k)."""
+    y0, wide = torch.ones(3, dtype=torch.float64, requires_grad=True), torch.linspace(0.5, 1.0, 3, dtype=torch.float64)
+
+    def missed(k: float) -> float:
+        solution = Adjoint().solve(solver, Problem(lambda t, y: -k * wide * y, y0))
+        solution.y.sum().backward()
+        assert solution.stats.backward is not None
+        return solution.stats.backward.y0_error
+
+    assert 0 < missed(1.0) < 1e-4
+    with pytest.warns(UserWarning, match="Adjoint misses y0 by more than half: .* take Checkpoint"):
+        assert missed(60.0) > 0.5
+
+
 def torchdiffeq_adjoint(
     method: str, tolerance: float, gradient: Adjoint, field: nn.Module, y0: Tensor
 ) -> tuple[Tensor, list[Tensor], int, int]:
@@ -598,7 +614,7 @@ def test_checkpoint_keeps_a_quarter_of_backprop_s_memory_at_most() -> None:
         if isinstance(gradient, Checkpoint):
             assert kept[Checkpoint] == states  # one state an accepted step: none hidden from the count, none else
     assert kept[Checkpoint] <= 0.25 * kept[Backprop]
-    assert kept[Adjoint] == y0.nbytes
+    assert kept[Adjoint] == 2 * y0.nbytes
 
 
 def test_conv_field_gradients_agree() -> None:

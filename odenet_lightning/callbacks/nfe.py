@@ -21,7 +21,8 @@ class EvaluationCounts(Callback):
     `nfe/val_forward`: in validation, averaged over the batches. What every batch cost is
     dropped after it, so that no phase's count leaks into another's. `solver/accepted`,
     `solver/rejected`, `solver/smallest_step` and `solver/last_step` (in units of t) are of the last
-    step, over all blocks.
+    step, over all blocks; so is `adjoint/y0_error`, where `Adjoint` recomputes states: how far the worst of its solves
+    arrived from y0, which is about what the gradient is off by.
 
     Also keeps a budget: warns once where a step's evaluations exceed half of `budget`, and ends the
     run, checkpoints kept, where they exceed all of it. Dynamics that have become so hard are not
@@ -84,15 +85,18 @@ class EvaluationCounts(Callback):
             return
         self.forward.append(sum(solve.evaluations for solve in solves))
         self._keep_budget(trainer, self.forward[-1])
-        backward = [solve.backward.evaluations for solve in solves if solve.backward is not None]
+        backward = [solve.backward for solve in solves if solve.backward is not None]
         if backward:
-            self.backward.append(sum(backward))
+            self.backward.append(sum(pass_.evaluations for pass_ in backward))
         if not is_written(trainer):
             return
         pl_module.log("nfe/forward", sum(self.forward) / len(self.forward), prog_bar=True)
         if self.backward:
             pl_module.log("nfe/backward", sum(self.backward) / len(self.backward), prog_bar=True)
         self.forward, self.backward = [], []
+        off = max((pass_.y0_error for pass_ in backward), default=0.0)
+        if off > 0:
+            pl_module.log("adjoint/y0_error", off)
         pl_module.log("solver/accepted", float(sum(s.accepted for s in solves)))
         pl_module.log("solver/rejected", float(sum(s.rejected for s in solves)))
         pl_module.log("solver/smallest_step", min(s.smallest_step for s in solves))

@@ -1,5 +1,6 @@
 """The continuous adjoint: the gradient's own differential equation, solved backwards."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,8 @@ from odenet_lightning.solvers import Norm, Problem, Solution, Solver, VectorFiel
 from odenet_lightning.solvers.evaluation import evaluate, refusing_randomness
 from odenet_lightning.solvers.settings import check_positive_number
 
+MOST_Y0_ERROR = 0.5  # the post's own tolerances miss y0 by 0.1 to 0.4 as they train
+
 
 class Adjoint(Gradient):
     """The continuous adjoint (Pontryagin 1962; Chen et al. 2018, arXiv:1806.07366), the post's method.
@@ -25,14 +28,16 @@ class Adjoint(Gradient):
     With a(t) = dL/dy(t), solve backwards from t1 to t0, together with y itself:
     da/dt = -a df/dy, dg/dt = -a df/dtheta, g(t1) = 0; then dL/dy0 = a(t0) and dL/dtheta = g(t0).
 
-    Memory: one state, whatever the solve. Time: a second solve whose evaluations each cost a
+    Memory: two states, whatever the solve. Time: a second solve whose evaluations each cost a
     vector-Jacobian product. Not exact: y is recomputed backwards, so the gradient carries the error
     of both solves and shrinks with the tolerances only. At the post's tolerance of 0.1 expect
     tens of per cent.
 
     Not recommended when the states fit into memory, or when gradients must be trusted: `Checkpoint`
-    costs about the same, is exact and keeps little. Fields whose flow contracts cannot be
-    recomputed backwards at all (Gholami et al. 2019), and a field that draws random numbers is refused.
+    costs about the same, is exact and keeps little. A flow that contracts strongly cannot be recomputed
+    backwards at all, at any tolerance (Gholami et al. 2019, arXiv:1902.10298): the gradient is wrong by tens of per
+    cent. `SolveStats.backward.y0_error` says by how much y0 is missed, and a warning that it is by more than
+    half. A field that draws random numbers is refused.
     """
 
     def __init__(
@@ -118,7 +123,20 @@ class _Backwards:
 
         return augmented
 
-    def gradients(self, y1: Tensor, cotangent: Tensor, params: Sequence[Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+    def compare(self, recomputed: Tensor, y0: Tensor, y1: Tensor) -> None:
+        """Keep how far the recomputed state is from y0, and warn where the gradient cannot be right."""
+        off = float(rms_norm(recomputed - y0) / torch.maximum(rms_norm(y0), rms_norm(y1)).clamp_min(1e-30))
+        self.field.stats.y0_error = off
+        if off > MOST_Y0_ERROR:
+            warnings.warn(
+                f"Adjoint misses y0 by more than half: this flow cannot be solved backwards with {self.solver!r}, and "
+                "the gradient is as wrong; take Checkpoint or Backprop, which are exact, or smaller steps",
+                stacklevel=2,
+            )
+
+    def gradients(
+        self, y0: Tensor, y1: Tensor, cotangent: Tensor, params: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor | None]]:
         """dL/dy0 and dL/dparams; None for a parameter without a part in f or that wants none."""
         scale = size_of(cotangent) if self.settings.normalise else torch.ones_like(cotangent.sum())
         wanted = [p for p in params if p.requires_grad]
@@ -129,7 +147,8 @@ class _Backwards:
         used: set[int] = set()
         field = self.dynamics(params, parts, used)
         back = Problem(field, z1, self.t1, self.t0, max_nfe=self.max_nfe, norm=self.norm(parts))
-        _, grad_y0, *grads = self.split(self.solver.solve(back).y, parts)
+        y, grad_y0, *grads = self.split(self.solver.solve(back).y, parts)
+        self.compare(y, y0, y1)
         rest = iter([grad * scale if place in used else None for place, grad in enumerate(grads)])
         return grad_y0 * scale, [next(rest) if p.requires_grad else None for p in params]
 
@@ -149,15 +168,15 @@ class _ContinuousAdjoint(torch.autograd.Function):
     def forward(ctx: Any, back: _Backwards, solved: list[Tensor], y0: Tensor, *params: Tensor) -> Tensor:
         (y1,) = solved
         ctx.back = back
-        ctx.save_for_backward(y1, *params)
+        ctx.save_for_backward(y0, y1, *params)
         return y1.clone()  # a later layer may change it in place
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives("Adjoint")
         back: _Backwards = ctx.back
-        y1, *saved = ctx.saved_tensors
+        y0, y1, *saved = ctx.saved_tensors
         if y1.numel() == 0 or back.t0 == back.t1:
             return (None, None, cotangents[0], *([None] * len(saved)))
-        grad_y0, grads = back.gradients(y1, cotangents[0], back.field.tensors(saved))
+        grad_y0, grads = back.gradients(y0, y1, cotangents[0], back.field.tensors(saved))
         return (None, None, grad_y0 if ctx.needs_input_grad[2] else None, *grads)

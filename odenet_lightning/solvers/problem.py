@@ -24,9 +24,12 @@ class BackwardStats:
 
     Attributes:
         evaluations: evaluations of the field, each with its vector-Jacobian product.
+        y0_error: how far the state that `Adjoint` recomputes at t0 lies from y0: the rms of the difference over the
+            larger of y0's and y1's. Its gradient is off by about as much. 0 where nothing is recomputed backwards.
     """
 
     evaluations: int = 0
+    y0_error: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
