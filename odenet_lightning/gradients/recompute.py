@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from odenet_lightning.kernels import FusedStep, Plan
 from odenet_lightning.solvers import BackwardStats, FieldError, VectorField
 from odenet_lightning.solvers.evaluation import evaluate, name_of
+from odenet_lightning.solvers.runge_kutta import fused_step
 
 
 def tensors_of(field: VectorField) -> dict[str, Tensor]:
@@ -96,6 +98,15 @@ class Recomputation:
         if self.substitutes and isinstance(self.field, nn.Module):
             return functional_call(self.field, self.substitutes, (t, y), tie_weights=False)
         return self.field(t, y)
+
+    def runge_kutta_step(
+        self, plan: Plan, h: float, y: Tensor, k_first: Tensor | None, tolerance: tuple[float, float]
+    ) -> FusedStep | None:
+        """See `solvers.runge_kutta.fused_step`; its evaluations are counted, too."""
+        taken = None if self.substitutes else fused_step(self.field, plan, h, y, k_first, tolerance)
+        if taken is not None:
+            self.stats.evaluations += plan.evaluations(k_first is not None)
+        return taken
 
     @contextmanager
     def as_in_forward(self, buffers: dict[str, Tensor]) -> Iterator[None]:

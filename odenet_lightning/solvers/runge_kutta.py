@@ -8,10 +8,12 @@ state at half a step of Dormand and Prince's method).
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from odenet_lightning.kernels import FusedStep, Plan
 from odenet_lightning.solvers.base import Solver
 from odenet_lightning.solvers.evaluation import evaluate
 from odenet_lightning.solvers.problem import Problem, Solution, SolverError, SolveStats, Step, VectorField
@@ -26,6 +28,28 @@ def add_weighted(y: Tensor, ks: Sequence[Tensor], weights: Sequence[float], h: f
         if weight != 0.0:
             total = torch.add(y, k, alpha=weight * h) if total is y else total.add_(k, alpha=weight * h)
     return total
+
+
+@cache
+def plan_of(tableau: Tableau, with_end: bool) -> Plan:
+    """The tableau as kernels take it; the error is estimated where f is evaluated at the end."""
+    return Plan((*tableau.a, tableau.b), tableau.error or () if with_end else (), with_end)
+
+
+def fused_step(
+    field: VectorField,
+    plan: Plan,
+    h: float,
+    y: Tensor,
+    k_first: Tensor | None = None,
+    tolerance: tuple[float, float] = (0.0, 0.0),
+) -> FusedStep | None:
+    """A step by the field's own kernel; None where it has none, or none that applies here.
+
+    A field with a kernel for whole steps has a method `runge_kutta_step`, with the arguments after the first.
+    """
+    take = getattr(field, "runge_kutta_step", None)
+    return None if take is None else take(plan, h, y, k_first, tolerance)
 
 
 class RungeKutta(Solver):
@@ -57,11 +81,16 @@ class RungeKutta(Solver):
             ks.append(evaluate(field, t + h, y1))
         return y1, ks
 
+    def advance(self, field: VectorField, t: float, h: float, y: Tensor) -> Tensor:
+        """The state at t + h."""
+        fused = fused_step(field, plan_of(self.tableau, False), h, y)
+        return self.step(field, t, h, y)[0] if fused is None else fused.y1
+
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Do an accepted step again; inside the step, by the method's dense output."""
         t, h, y = step.t, step.h, step.y
         if step.fraction == 1.0:
-            return self.step(field, t, h, y)[0]
+            return self.advance(field, t, h, y)
         y1, ks = self.step(field, t, h, y, with_end=True)
         return self.interpolate(y, y1, ks, h, step.fraction)
 
@@ -91,7 +120,7 @@ class RungeKutta(Solver):
             t = problem.t0 + i * h
             if problem.record is not None:
                 taken.append(Step(t, h, y, context=problem.record()))
-            y, _ = self.step(problem.field, t, h, y)
+            y = self.advance(problem.field, t, h, y)
         return Solution(y, SolveStats(evaluations, steps, 0, abs(h), abs(h)), taken)
 
 

@@ -1,0 +1,16 @@
+"""Faster evaluations and steps of a field. PyTorch's operators are the reference, and what runs where no kernel does.
+
+A kernel is a function of tensors that gives the same numbers to rounding. It is compiled when the package is
+installed, where there is a C compiler; the environment variable `ODENET_KERNELS=0` switches it off.
+"""
+
+from odenet_lightning.kernels.conv_field import (
+    FusedStep,
+    Parameters,
+    Plan,
+    evaluate_conv_field,
+    take_conv_field_step,
+)
+from odenet_lightning.kernels.library import library
+
+__all__ = ["FusedStep", "Parameters", "Plan", "evaluate_conv_field", "library", "take_conv_field_step"]

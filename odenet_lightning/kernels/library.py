@@ -1,0 +1,84 @@
+"""The compiled kernels: found, loaded, and called with addresses."""
+
+import ctypes
+import os
+import platform
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ADDRESS, LONG, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_double
+# what torch calls a CPU's vector instructions -> the extensions compiled for them, best first
+BUILDS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}
+ARM = ("aarch64", "arm64")
+
+
+class Step(ctypes.Structure):
+    """`Step` of conv_field.c, which says what each part is."""
+
+    _fields_ = (
+        *[(name, ADDRESS) for name in ("y", "gamma", "beta", "weight", "bias", "k_first")],
+        *[(name, ADDRESS) for name in ("inner", "y1", "k_last", "conv", "stats", "ratio")],
+        *[(name, ADDRESS) for name in ("by_y1", "by_k_last", "by_y", "by_k_first", "by_params", "a", "error")],
+        *[(name, DOUBLE) for name in ("h", "rtol", "atol", "eps")],
+        *[(name, LONG) for name in ("images", "channels", "height", "width", "points", "threads")],
+    )
+
+
+class Library:
+    """The functions of conv_field.c, compiled for the vector instructions in `name`."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self.name, self.functions = name, ctypes.CDLL(path)
+        for function in (self.functions.conv_field_forward, self.functions.conv_field_backward):
+            function.argtypes = [ctypes.POINTER(Step), ADDRESS]
+        self.functions.multiply_adds.argtypes, self.functions.multiply_adds.restype = [LONG, ADDRESS], DOUBLE
+        # torch's own threads, by OpenMP's entry point: a second pool would compete with them
+        parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+        self.parallel: Any = parallel and ctypes.cast(parallel, ADDRESS)
+
+    def forward(self, step: Step) -> None:
+        """Take a step.
+
+        Raises:
+            MemoryError: it is exhausted.
+        """
+        if self.functions.conv_field_forward(step, self.parallel):
+            raise MemoryError("no memory for the field's kernel")
+
+    def backward(self, step: Step) -> None:
+        """Differentiate a step.
+
+        Raises:
+            MemoryError: it is exhausted.
+        """
+        if self.functions.conv_field_backward(step, self.parallel):
+            raise MemoryError("no memory for the field's kernel")
+
+    def multiply_adds(self, rounds: int) -> float:
+        """Do as many multiply-adds as one core can; returns their number."""
+        return self.functions.multiply_adds(rounds, torch.empty(64).data_ptr())
+
+
+def address(x: Tensor | None) -> int | None:
+    """Where a tensor's values lie."""
+    return None if x is None else x.data_ptr()
+
+
+@cache
+def library() -> Library | None:
+    """The kernels for this machine's CPU; None where none was compiled, or `ODENET_KERNELS` is 0."""
+    if os.environ.get("ODENET_KERNELS", "1") == "0":
+        return None
+    of_arm = ("portable",) if platform.machine() in ARM else ()
+    for name in BUILDS.get(torch.backends.cpu.get_cpu_capability(), of_arm):
+        found = find_spec(f"odenet_lightning.kernels._conv_field_{name}")
+        if found is not None and found.origin:
+            try:
+                return Library(name, found.origin)
+            except OSError:  # compiled for another system
+                continue
+    return None

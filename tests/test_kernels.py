@@ -1,0 +1,356 @@
+"""The compiled kernels give what PyTorch's operators give, wherever they run, and run nowhere else."""
+
+import copy
+import importlib.resources
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
+
+from odenet_lightning.block import ODEBlock
+from odenet_lightning.fields import ConvField
+from odenet_lightning.gradients import Backprop, Checkpoint
+from odenet_lightning.kernels import conv_field, library
+from odenet_lightning.kernels.library import Library
+from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Problem, Solver, Tsit5
+from odenet_lightning.solvers.runge_kutta import RungeKutta, fused_step, plan_of
+
+ROOT = Path(__file__).parents[1]
+METHODS: list[RungeKutta] = [Euler(1), Midpoint(1), Heun(1), RK4(1), Bosh3(), Dopri5(), Tsit5()]
+SUPPORTED = {"AVX512": ["avx512", "avx2", "portable"], "AVX2": ["avx2", "portable"]}
+BUILDS = SUPPORTED.get(torch.backends.cpu.get_cpu_capability(), ["portable"])
+needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
+
+
+def flags(name: str) -> list[str]:
+    """The compiler's flags that pyproject.toml gives for a build."""
+    found = re.search(
+        rf"_conv_field_{name}\"\n.*\nextra-compile-args = \[(.*)\]", (ROOT / "pyproject.toml").read_text()
+    )
+    assert found is not None
+    return re.findall(r"\"([^\"]*)\"", found[1])
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Library]:
+    """Every build that this machine can run, made anew, without warnings."""
+    source = importlib.resources.files("odenet_lightning.kernels") / "conv_field.c"
+    made = {}
+    for name in BUILDS:
+        path = tmp_path_factory.mktemp("kernels") / f"{name}.so"
+        command = ["cc", *flags(name), "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", str(source), "-o", str(path)]
+        subprocess.run([*command, "-lm"], check=True)
+        made[name] = Library(name, str(path))
+    return made
+
+
+@pytest.fixture(params=BUILDS)
+def build(request: pytest.FixtureRequest, compiled: dict[str, Library], monkeypatch: pytest.MonkeyPatch) -> Library:
+    """A build, in the place of the installed one."""
+    monkeypatch.setattr(conv_field, "library", lambda: compiled[request.param])
+    return compiled[request.param]
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set the number of threads, for the test only."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def made(channels: int, seed: int = 0) -> ConvField:
+    """A field whose norm scales and shifts."""
+    torch.manual_seed(seed)
+    field = ConvField(channels)
+    nn.init.normal_(field.norm.weight)
+    nn.init.normal_(field.norm.bias)
+    return field
+
+
+def in_double(field: ConvField) -> ConvField:
+    """A copy in float64, which no kernel evaluates."""
+    return copy.deepcopy(field).double()
+
+
+def in_operators(field: ConvField) -> ConvField:
+    """A copy that a hook keeps from the kernel."""
+    twin = copy.deepcopy(field)
+    twin.norm.register_forward_hook(lambda *_: None)
+    return twin
+
+
+def off_by(found: Tensor | None, truth: Tensor | None) -> float:
+    """Distance in units of the truth's size."""
+    assert found is not None
+    assert truth is not None
+    return float((found.double() - truth).norm() / truth.norm().clamp_min(1e-3))
+
+
+def is_fused(output: Tensor) -> bool:
+    """Whether the kernel made it."""
+    return output.grad_fn is not None and "ConvFieldStep" in output.grad_fn.name()
+
+
+ZERO = torch.zeros(())
+
+
+def answers(field: ConvField, y: Tensor, cotangent: Tensor) -> list[Tensor | None]:
+    """f(y) and its gradients by y and the parameters."""
+    start = y.to(field.conv.weight.dtype, copy=True).requires_grad_()
+    field.zero_grad()
+    f = field(ZERO, start)
+    f.backward(cotangent.to(f.dtype))
+    return [f.detach(), start.grad, *(p.grad for p in field.parameters())]
+
+
+@needs_compiler
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 5), st.integers(1, 24), st.integers(2, 17), st.integers(3, 19), st.integers(0, 9))
+def test_evaluation_is_as_pytorch_s(
+    build: Library, batch: int, channels: int, height: int, width: int, seed: int
+) -> None:
+    field = made(channels, seed)
+    y, cotangent = torch.randn(2, batch, channels, height, width)
+    found, truth = answers(field, y, cotangent), answers(in_double(field), y, cotangent)
+    plain = answers(in_operators(field), y, cotangent)
+    assert is_fused(field(ZERO, y))
+    for own, right, other in zip(found, truth, plain, strict=True):
+        # where a channel hardly varies, its norm makes every float32 number worse
+        assert off_by(own, right) <= max(2e-6, 3 * off_by(other, right))
+    with torch.no_grad():
+        assert torch.equal(field(ZERO, y), found[0])  # pyright: ignore[reportArgumentType]
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [1, 2, 3, 6, 7, 12, 13, 24])
+def test_the_post_s_images(build: Library, channels: int) -> None:
+    """At 26 x 26, as the post has them, to 2e-6."""
+    field = made(channels)
+    y, cotangent = torch.randn(2, 5, channels, 26, 26)
+    for own, right in zip(answers(field, y, cotangent), answers(in_double(field), y, cotangent), strict=True):
+        assert off_by(own, right) <= 2e-6
+
+
+def step_answers(
+    method: RungeKutta, field: ConvField, given: list[Tensor], with_end: bool, with_first: bool
+) -> tuple[float, list[Tensor | None]]:
+    """A step's error ratio, its new state and last slope, and the gradients by y, k_first and the parameters."""
+    y, k, by_y1, by_last = (x.to(field.conv.weight.dtype, copy=True) for x in given)
+    y, k, h = y.requires_grad_(), k.requires_grad_(), -0.3
+    field.zero_grad()
+    fused = fused_step(field, plan_of(method.tableau, with_end), h, y, k if with_first else None, (1e-2, 1e-3))
+    if fused is None:
+        y1, ks = method.step(field, 0.0, h, y, k if with_first else None, with_end)
+        last, ratio = ks[-1], 0.0
+        if with_end and method.tableau.error:
+            error = h * sum(weight * stage for weight, stage in zip(method.tableau.error, ks, strict=True))
+            ratio = float((error / (1e-3 + 1e-2 * torch.maximum(y.abs(), y1.abs()))).detach().square().mean().sqrt())
+    else:
+        y1, last, ratio = fused.y1, fused.k_last, fused.error_ratio
+    loss = (y1 * by_y1).sum()
+    if with_end:
+        assert last is not None
+        loss = loss + (last * by_last).sum()
+    loss.backward()
+    ends = [y1.detach(), last.detach() if with_end and last is not None else y1.detach()]
+    return ratio, [*ends, y.grad, k.grad if with_first else y.grad, *(p.grad for p in field.parameters())]
+
+
+@needs_compiler
+@pytest.mark.parametrize("with_first", [False, True])
+@pytest.mark.parametrize("with_end", [False, True])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_step_is_as_the_solver_s(build: Library, method: RungeKutta, with_end: bool, with_first: bool) -> None:
+    field = made(3)
+    given = list(torch.randn(4, 5, 3, 9, 11))
+    assert fused_step(field, plan_of(method.tableau, with_end), 0.1, given[0]) is not None
+    ratio, found = step_answers(method, field, given, with_end, with_first)
+    true_ratio, truth = step_answers(method, in_double(field), given, with_end, with_first)
+    assert ratio == pytest.approx(true_ratio, rel=1e-4)  # a difference of nearly equal sums
+    for own, right in zip(found, truth, strict=True):
+        if right is None:  # with f(y) known, Euler's step evaluates nothing
+            assert isinstance(method, Euler)
+            assert own is None or not own.any()
+        else:
+            assert off_by(own, right) <= 4e-6
+    with torch.no_grad():
+        fused = fused_step(field, plan_of(method.tableau, with_end), -0.3, given[0], given[1] if with_first else None)
+    assert fused is not None
+    assert torch.equal(fused.y1, found[0])  # pyright: ignore[reportArgumentType]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "solver",
+    [Dopri5(1e-2, 1e-2), Dopri5(1e-2, 1e-2, "warm"), Bosh3(1e-3, 1e-3, 0.1), Midpoint(3), Tsit5(num_steps=2)],
+    ids=repr,
+)
+@pytest.mark.parametrize("gradient", [Backprop(), Checkpoint()], ids=repr)
+def test_solve_and_its_costs_are_the_same(build: Library, solver: Solver, gradient: Backprop | Checkpoint) -> None:
+    field = made(6)
+    y0, cotangent = torch.randn(2, 4, 6, 26, 26)
+    results = []
+    for each in (field, in_double(field)):
+        block, costs = ODEBlock(each, solver, gradient), []
+        block.register_solve_hook(costs.append)
+        for _ in range(2):
+            each.zero_grad()
+            start = y0.to(each.conv.weight.dtype, copy=True).requires_grad_()
+            y1 = block(start)
+            y1.backward(cotangent.to(y1.dtype))
+        grads = [start.grad, *(p.grad for p in each.parameters())]  # pyright: ignore[reportPossiblyUnboundVariable]
+        results.append((costs, [y1.detach(), *grads]))  # pyright: ignore[reportPossiblyUnboundVariable]
+    (costs, found), (true_costs, truth) = results
+    for cost, other in zip(costs, true_costs, strict=True):
+        assert (cost.evaluations, cost.accepted, cost.rejected) == (other.evaluations, other.accepted, other.rejected)
+        assert cost.last_step == pytest.approx(other.last_step, rel=1e-4)
+        assert cost.backward == other.backward
+    for own, right in zip(found, truth, strict=True):
+        assert off_by(own, right) <= 1e-4
+
+
+@needs_compiler
+def test_numbers_do_not_depend_on_threads(build: Library, threads: Callable[[int], None]) -> None:
+    if build.parallel is None:
+        pytest.skip("torch's threads cannot be reached here")
+    field = made(6)
+    y, cotangent = torch.randn(2, 13, 6, 26, 26)
+    found = []
+    for count in (1, 2, 3, 2):
+        threads(count)
+        found.append(answers(field, y, cotangent))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))  # pyright: ignore
+
+
+class Other(ConvField):
+    """The post's field without its first norm."""
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.norm(self.conv(torch.relu(y)))
+
+
+def hooked(field: ConvField, where: str) -> ConvField:
+    field.get_submodule(where).register_forward_hook(lambda *_: None)
+    return field
+
+
+def with_batch_norm(field: ConvField) -> ConvField:
+    field.norm = nn.BatchNorm2d(6)  # pyright: ignore[reportAttributeAccessIssue]
+    return field
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("field", "y"),
+    [
+        (made(6).double(), torch.randn(2, 6, 5, 5).double()),
+        (made(6), torch.randn(2, 6, 5, 5).to(memory_format=torch.channels_last)),
+        (made(25), torch.randn(2, 25, 5, 5)),
+        (hooked(made(6), "norm"), torch.randn(2, 6, 5, 5)),
+        (hooked(made(6), "conv"), torch.randn(2, 6, 5, 5)),
+        (with_batch_norm(made(6)), torch.randn(2, 6, 5, 5)),
+        (Other(6), torch.randn(2, 6, 5, 5)),
+    ],
+    ids=["float64", "channels-last", "many channels", "hook on norm", "hook on conv", "other norm", "subclass"],
+)
+def test_where_it_does_not_apply_operators_run(build: Library, field: ConvField, y: Tensor) -> None:
+    y = y.requires_grad_()
+    assert not is_fused(field(torch.zeros((), dtype=y.dtype), y))
+    assert fused_step(field, plan_of(RK4(1).tableau, True), 0.1, y) is None
+
+
+@needs_compiler
+def test_hook_on_the_field_sees_every_evaluation(build: Library) -> None:
+    field, calls = made(2), []
+    field.register_forward_hook(lambda *_: calls.append(1))
+    Midpoint(3).solve(Problem(field, torch.randn(1, 2, 5, 5)))
+    assert len(calls) == 6
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, of jvp
+def test_transforms_see_the_operators(build: Library) -> None:
+    field, y = made(3), torch.randn(4, 3, 6, 6)
+    truth = in_double(field)
+    each = torch.func.vmap(lambda x: field(ZERO, x[None])[0])(y)
+    assert off_by(each, truth(ZERO, y.double())) <= 2e-6
+    along = torch.randn_like(y)
+    slope = torch.func.jvp(lambda x: truth(ZERO, x), (y.double(),), (along.double(),))[1]
+    assert off_by(torch.func.jvp(lambda x: field(ZERO, x), (y,), (along,))[1], slope) <= 4e-6
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(y, along)
+        assert off_by(forward_ad.unpack_dual(field(ZERO, dual)).tangent, slope) <= 4e-6
+    jacobian = torch.func.jacrev(lambda x: (field(ZERO, x) * along).sum())(y)
+    assert off_by(jacobian, torch.func.jacrev(lambda x: (truth(ZERO, x) * along).sum())(y.double())) <= 4e-6
+    with FlopCounterMode(display=False) as counted:
+        field(ZERO, y)
+    assert counted.get_total_flops() == 2 * 4 * 36 * 3 * 3 * 9
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_fused(field(ZERO, y))
+
+
+@needs_compiler
+@pytest.mark.parametrize("solver", [Midpoint(2), Dopri5(1e-2, 1e-2, 0.3)], ids=repr)
+def test_gradient_penalty(build: Library, solver: Solver) -> None:
+    """A gradient of a gradient, which the kernel leaves to PyTorch's operators."""
+
+    def penalised(field: ConvField) -> list[Tensor | None]:
+        y = torch.linspace(-2, 2, 3 * 3 * 6 * 6).view(3, 3, 6, 6).sin().to(field.conv.weight.dtype).requires_grad_()
+        y1 = ODEBlock(field, solver, Backprop())(y)
+        (slope,) = torch.autograd.grad(y1.square().sum(), y, create_graph=True)
+        slope.square().sum().backward()
+        return [y.grad, field.conv.weight.grad, field.norm.weight.grad, field.norm.bias.grad]
+
+    field = made(3)
+    truth = penalised(in_double(field))
+    for own, right in zip(penalised(field), truth, strict=True):
+        assert off_by(own, right) <= 2e-5
+
+
+@needs_compiler
+def test_frozen_parameters_and_what_changes_in_between(build: Library) -> None:
+    field, y = made(2), torch.randn(2, 2, 5, 5, requires_grad=True)
+    field.conv.weight.requires_grad_(False)
+    field(ZERO, y).sum().backward()
+    assert field.conv.weight.grad is None
+    assert field.norm.weight.grad is not None
+    f = field(ZERO, y)
+    with torch.no_grad():
+        field.norm.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        f.sum().backward()
+
+
+@needs_compiler
+def test_nan_stays_nan(build: Library) -> None:
+    y = torch.randn(2, 2, 5, 5)
+    y[0, 0, 2, 2] = torch.nan
+    f = made(2)(ZERO, y)
+    assert f[0].isnan().all()
+    assert f[1].isfinite().all()
+    fused = fused_step(made(2), plan_of(Dopri5().tableau, True), 0.1, y, None, (0.1, 0.1))
+    assert fused is not None
+    assert fused.error_ratio != fused.error_ratio
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_environment_switches_it_off(value: str) -> None:
+    code = "from odenet_lightning.kernels import library; print(library() is None)"
+    run = [sys.executable, "-c", code]
+    printed = subprocess.run(
+        run, env={**os.environ, "ODENET_KERNELS": value}, capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.strip() == str(value == "0" or library() is None)
