@@ -81,7 +81,9 @@ def distance(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 @pytest.mark.parametrize("double", [False, True], ids=["float32-post", "float64-AdamW"])
 @pytest.mark.parametrize("gradient", [Backprop(), Checkpoint(), Adjoint()], ids=lambda g: type(g).__name__)
 def test_two_processes_equal_one(tmp_path: Path, sample_root: Path, gradient: Gradient, double: bool) -> None:
-    solver, most = Midpoint(num_steps=2), 1e-9 if double else 1e-5
+    # what Adjoint recomputes backwards makes more of rounding
+    most = 1e-9 if double else 1e-4 if isinstance(gradient, Adjoint) else 1e-5
+    solver = Midpoint(num_steps=2)
     if isinstance(gradient, Adjoint) and not double:
         gradient = Adjoint(normalise=False)  # the post's: dividing by a size rounds, which turns a relu more often
     one, one_metrics, (losses,) = fit(tmp_path / "one", sample_root, 1, solver, gradient, double)

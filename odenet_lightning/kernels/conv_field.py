@@ -165,7 +165,8 @@ class ConvFieldStep(torch.autograd.Function):
         taken = Taken(kernel, plan, h, eps, tolerance, inputs, keep=True)
         ctx.kernel, ctx.plan, ctx.h, ctx.eps = kernel, plan, h, eps
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, taken.y1, taken.inner, taken.conv, taken.stats)
+        end = taken.y1 if plan.with_end else None  # else nothing is evaluated there, and a later layer may change it
+        ctx.save_for_backward(*inputs, end, taken.inner, taken.conv, taken.stats)
         return taken.y1, taken.k_last, taken.error_ratio
 
     @staticmethod

@@ -60,7 +60,8 @@ class Library:
 
     def multiply_adds(self, rounds: int) -> float:
         """Do as many multiply-adds as one core can; returns their number."""
-        return self.functions.multiply_adds(rounds, torch.empty(64).data_ptr())
+        sums = torch.empty(64)  # held until the call is over
+        return self.functions.multiply_adds(rounds, sums.data_ptr())
 
 
 def address(x: Tensor | None) -> int | None:

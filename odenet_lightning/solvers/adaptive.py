@@ -184,6 +184,8 @@ class _AdaptiveSolve:
             self.sizes.append(h)
             if is_cut or left <= h:
                 y = y1 if fraction == 1.0 else self.method.interpolate(self.y, y1, ks, step.h, fraction)
+                if len(ks) < len(self.method.tableau.c):  # from a kernel, which keeps y1: a later layer may change it
+                    y = y.clone()
                 return Solution(y, self.stats(), self.steps)
             self.t, self.y, k0, h = self.t + self.sign * h, y1, ks[-1], grown
 
