@@ -85,7 +85,7 @@ def test_fit_ends_with_commands_that_run(workdir: Path, sample_root: Path, capsy
     few = ["--trainer.limit_train_batches", "30", "--pictures.every_n_epochs", "0"]
     main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *QUICK, *few])
     out = capsys.readouterr().out
-    assert "epoch 2  step 60" in out, "a plain line an epoch where there is no terminal"
+    assert "epoch 2  step 60" in out, "a plain line per epoch where there is no terminal"
     commands = [
         line.split("python -m odenet_lightning ", 1)[1].split() for line in out.splitlines() if "python -m" in line
     ]
@@ -135,7 +135,7 @@ def test_a_narrower_checkpoint_needs_no_flags(
 
 
 def score_of(checkpoint: dict[str, Any]) -> torch.Tensor:
-    """What the best checkpoint so far is best in."""
+    """The metric by which the best checkpoint is chosen."""
     return next(state for name, state in checkpoint["callbacks"].items() if "val/acc" in name)["best_model_score"]
 
 
@@ -419,7 +419,7 @@ def test_freed_memory_is_kept() -> None:
     """Its pages are not cleared and mapped anew each time; in a process of its own, as it cannot be undone."""
     code = (
         "import resource, torch\n"
-        "from odenet_lightning.cli.memory import keep_freed_memory\n"
+        "from odenet_lightning.cli.malloc import keep_freed_memory\n"
         "keep_freed_memory()\n"
         "for i in range(25):\n"
         "    if i == 5: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
