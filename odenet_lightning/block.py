@@ -92,7 +92,7 @@ class ODEBlock(nn.Module):
         return handle
 
     def compile_field(self) -> None:
-        """Have torch.compile run the field, in place: state-dict keys stay, and any solver and gradient profits."""
+        """Have torch.compile run the field, in place: state-dict keys stay, and any solver and gradient benefits."""
         self.field.compile()
 
     @torch.no_grad()

@@ -172,7 +172,7 @@ def test_predict_writes_a_table_and_a_sheet(
     (workdir / "mine" / "broken.png").write_text("")
     main(["predict", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--data.images", "mine"])
     captured = capsys.readouterr()
-    assert "20 pictures read, 1 skipped" in captured.out
+    assert "20 pictures classified, 1 skipped" in captured.out
     assert "skipped 'broken.png': not a picture" in captured.err
     with (workdir / "lightning_logs/version_0/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -65,5 +65,5 @@ class PredictionWriter(Callback):
             )
         for line in data.unreadable:
             print(f"skipped {line}", file=sys.stderr)
-        print(f"{len(names)} pictures read, {len(data.unreadable)} skipped")
+        print(f"{len(names)} pictures classified, {len(data.unreadable)} skipped")
         print(f"predictions:   {folder / 'predictions.csv'}\ncontact sheet: {folder / 'predictions.png'}", flush=True)

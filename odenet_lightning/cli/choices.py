@@ -9,7 +9,7 @@ from typing_extensions import override
 from odenet_lightning.callbacks import datamodule
 from odenet_lightning.cli.errors import UsageError
 
-# epochs of a run that is given no length: about as many steps as pay on a full set and on the sample
+# epochs of a run that is given no length: more gain little accuracy on a full set or on the sample
 FULL_EPOCHS = 4
 DEFAULT_EPOCHS = {"sample": 30}
 
