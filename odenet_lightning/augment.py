@@ -1,6 +1,6 @@
 """Augmentation of whole batches, on the device where they are trained on.
 
-torchvision's transforms draw one set of parameters a call, so a batch given to them is moved as one; these
+torchvision's transforms draw one set of parameters per call, so all images of a batch get the same one; these
 draw a set for each image.
 """
 

@@ -48,7 +48,7 @@ class ODEBlock(nn.Module):
         self._solve_hooks: OrderedDict[int, SolveHook] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy gets: all but those who listen to this one."""
+        """The state for a copy: everything but the solve hooks."""
         return {**vars(self), "_solve_hooks": OrderedDict()}
 
     def extra_repr(self) -> str:
@@ -63,7 +63,7 @@ class ODEBlock(nn.Module):
         """
         return self._solve(y)  # pyright: ignore -- torch types the decorator as another thing
 
-    # The loop over steps and its counts are Python's business: traced, each new count would be a new graph.
+    # The loop over steps stays in Python: if it were traced, each new number of steps would compile a new graph.
     @torch.compiler.disable
     def _solve(self, y: Tensor) -> Tensor:
         problem = Problem(self.field, self._state(y), warm_step=self.warm_step, max_nfe=self.max_nfe)
@@ -76,11 +76,13 @@ class ODEBlock(nn.Module):
 
     @staticmethod
     def _state(y: Tensor) -> Tensor:
-        """In float32 at least; a complex state is left for the solver to refuse."""
+        """In float32 at least; a complex state is passed on, for the solver to refuse."""
         return y if y.dtype in (torch.float32, torch.float64) or y.is_complex() else y.float()
 
     def register_solve_hook(self, hook: SolveHook) -> RemovableHandle:
-        """Have a function called after each solve with what it cost; nothing is recorded where nobody listens.
+        """Have a function called after each forward solve with its `SolveStats`.
+
+        `stats.backward` is filled in during `backward()`: when the hook is called, its counts are still zero.
 
         Returns:
             A handle whose `remove()` ends it.
@@ -90,7 +92,7 @@ class ODEBlock(nn.Module):
         return handle
 
     def compile_field(self) -> None:
-        """Have torch.compile run the field, in place: state-dict keys stay, and any solver and gradient profits."""
+        """Have torch.compile run the field, in place: state-dict keys stay, and any solver and gradient benefits."""
         self.field.compile()
 
     @torch.no_grad()
@@ -118,7 +120,7 @@ def set_warm_steps(net: nn.Module, steps: Sequence[float | None]) -> None:
 
 @contextmanager
 def recorded_solves(net: nn.Module) -> Iterator[list[SolveStats]]:
-    """Collect what every solve of a network's ODE blocks costs, in order."""
+    """Collect the cost of every solve of a network's ODE blocks, in order."""
     solves: list[SolveStats] = []
     handles = [block.register_solve_hook(solves.append) for block in ode_blocks(net)]
     try:

@@ -1,4 +1,4 @@
-"""torch.compile of what pays of a network, in place, where there is a compiler."""
+"""torch.compile of the parts of a network that gain by it, in place, where there is a compiler."""
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn

@@ -95,7 +95,7 @@ def draw_digits(images: Tensor, titles: Sequence[str], title: str, columns: int 
         images: `[N, H, W]` in [-1, 1].
         titles: N short texts.
         title: of the whole figure; also what is shown where N is 0.
-        columns: digits a row.
+        columns: digits per row.
     """
     rows = max(1, -(-len(images) // columns))
     lines = 1 + max((text.count("\n") for text in titles), default=0)
@@ -143,7 +143,7 @@ def draw_feature_maps(image: Tensor, states: Tensor, times: Sequence[float]) -> 
 
 
 def contact_sheet(images: Tensor, names: Sequence[str], digits: Sequence[int], confidences: Sequence[float]) -> Figure:
-    """What a network says of one's own pictures, as it saw them; at most 64 are drawn.
+    """Predictions for the user's images, drawn as the network saw them; at most 64 are drawn.
 
     Args:
         images: `[N, 28, 28]`.

@@ -32,16 +32,17 @@ class ClassifierModule(Restorable):
     To resume bit-for-bit in a `Trainer` of your own, give it `callbacks.Resume()`, as the command line does.
 
     Args:
-        net: images `[B, 1, 28, 28]` -> logits `[B, 10]`; by default the post's `ODENet`.
+        net: images `[B, C, H, W]` -> logits `[B, K]`; by default the post's `ODENet`. The built-in networks take
+            1 x 28 x 28 images and have K = 10.
         optimizer: makes the optimiser from the parameters.
         schedule: "one_cycle" (Smith and Topin 2019; its peak is the optimiser's lr, and momentum or the first beta,
             where there is one, swings between 0.95 and 0.85), "cosine" to zero (Loshchilov and Hutter 2017), both
             over the run's length in steps, or "constant".
-        on_solver_error: "raise" ends the run with the error, its checkpoints kept; "skip" leaves the batch out, with
-            the gradients accumulated so far, and counts it (`solver/skipped`), up to ten in a row. One process only,
-            and not in 16-mixed, whose scaler needs every batch.
-        compile: have torch.compile run the ODE blocks' fields, or, in a network without any, the network. Costs a
-            minute at the start; state-dict keys stay.
+        on_solver_error: "raise" ends the run with the error, its checkpoints kept; "skip" discards the batch and any
+            accumulated gradients, and counts it (`solver/skipped`), up to ten in a row. One process only, and not in
+            16-mixed, whose scaler needs every batch.
+        compile: compile the ODE blocks' fields with torch.compile, or the whole network if it has no ODE block. Takes
+            a minute at the start; state-dict keys stay the same.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class ClassifierModule(Restorable):
             raise UnknownTensorError(error.field, error.tensor, name) from error
         except SolverError as error:  # an adjoint solve can fail, too
             self._skip(error)
-            self.zero_grad()  # half a gradient is none
+            self.zero_grad()  # discard the partial gradient
 
     def _skip(self, error: SolverError) -> None:
         self.skips.add(error)

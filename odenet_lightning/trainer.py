@@ -1,4 +1,4 @@
-"""What is asked of Lightning's Trainer in more than one place."""
+"""Queries of Lightning's Trainer that several modules share."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def continue_at(fit_loop: dict[str, Any], accumulated: int) -> bool:
 
     Args:
         fit_loop: the state of Lightning's fit loop, changed in place.
-        accumulated: batches a step.
+        accumulated: batches per step.
 
     Returns:
         Whether the run continues with the next epoch; else it continues after the last batch of the checkpoint.

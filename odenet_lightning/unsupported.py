@@ -1,4 +1,4 @@
-"""What a run of a Neural ODE cannot be combined with, refused before its first batch."""
+"""Settings that do not work with Neural ODEs, refused before the first batch."""
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder
@@ -9,7 +9,7 @@ LOW_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-eng
 
 
 def refuse_unsupported(trainer: Trainer, skips: bool) -> None:
-    """Refuse what would train wrongly, and warn of what misleads.
+    """Refuse settings that would train wrongly, and warn of misleading ones.
 
     Args:
         trainer: the run's.

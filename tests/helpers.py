@@ -1,4 +1,4 @@
-"""What tests of several files use."""
+"""Helpers of several test files."""
 
 import os
 import signal

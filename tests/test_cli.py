@@ -85,7 +85,7 @@ def test_fit_ends_with_commands_that_run(workdir: Path, sample_root: Path, capsy
     few = ["--trainer.limit_train_batches", "30", "--pictures.every_n_epochs", "0"]
     main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *QUICK, *few])
     out = capsys.readouterr().out
-    assert "epoch 2  step 60" in out, "a plain line an epoch where there is no terminal"
+    assert "epoch 2  step 60" in out, "a plain line per epoch where there is no terminal"
     commands = [
         line.split("python -m odenet_lightning ", 1)[1].split() for line in out.splitlines() if "python -m" in line
     ]
@@ -135,7 +135,7 @@ def test_a_narrower_checkpoint_needs_no_flags(
 
 
 def score_of(checkpoint: dict[str, Any]) -> torch.Tensor:
-    """What the best checkpoint so far is best in."""
+    """The metric by which the best checkpoint is chosen."""
     return next(state for name, state in checkpoint["callbacks"].items() if "val/acc" in name)["best_model_score"]
 
 
@@ -172,7 +172,7 @@ def test_predict_writes_a_table_and_a_sheet(
     (workdir / "mine" / "broken.png").write_text("")
     main(["predict", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--data.images", "mine"])
     captured = capsys.readouterr()
-    assert "20 pictures read, 1 skipped" in captured.out
+    assert "20 pictures classified, 1 skipped" in captured.out
     assert "skipped 'broken.png': not a picture" in captured.err
     with (workdir / "lightning_logs/version_0/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -419,7 +419,7 @@ def test_freed_memory_is_kept() -> None:
     """Its pages are not cleared and mapped anew each time; in a process of its own, as it cannot be undone."""
     code = (
         "import resource, torch\n"
-        "from odenet_lightning.cli.memory import keep_freed_memory\n"
+        "from odenet_lightning.cli.malloc import keep_freed_memory\n"
         "keep_freed_memory()\n"
         "for i in range(25):\n"
         "    if i == 5: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

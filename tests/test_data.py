@@ -272,7 +272,7 @@ def test_other_batches_are_refused_within_an_epoch() -> None:
     first = TrainingBatches(numbered(100), 10, EpochOrder(100, 0))
     stream = iter(first)
     next(stream)
-    with pytest.raises(DataError, match="an epoch of 10 images a step, this run takes 20"):
+    with pytest.raises(DataError, match="an epoch of 10 images per step, this run takes 20"):
         TrainingBatches(numbered(100), 10, EpochOrder(100, 0), processes=2).load_state_dict(first.state_dict())
     for _ in stream:
         pass

@@ -1,4 +1,4 @@
-"""What can only be seen on a CUDA device."""
+"""Tests that need a CUDA device."""
 
 from collections.abc import Iterator
 from pathlib import Path

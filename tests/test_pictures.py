@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from odenet_lightning.data import load_sample, pictures
-from odenet_lightning.data.pictures import FolderError, like_mnist, load_folder, read_digit
+from odenet_lightning.data import image_folder, load_sample
+from odenet_lightning.data.image_folder import FolderError, like_mnist, load_folder, read_digit
 
 
 @pytest.fixture
@@ -138,14 +138,14 @@ def test_whatever_a_reader_raises_is_one_picture_s_fault(
     """Pillow raises struct.error for some broken EXIF blocks."""
     for name in ("a.png", "b.png"):
         save(tmp_path / name, digit)
-    whole = pictures.read_digit
+    whole = image_folder.read_digit
 
     def fails_once(path: Path) -> Tensor:
         if path.name == "a.png":
             raise struct.error("unpack requires a buffer of 2 bytes")
         return whole(path)
 
-    monkeypatch.setattr(pictures, "read_digit", fails_once)
+    monkeypatch.setattr(image_folder, "read_digit", fails_once)
     _, paths, bad = load_folder(tmp_path)
     assert [path.name for path in paths] == ["b.png"]
     assert bad == ["'a.png': unpack requires a buffer of 2 bytes"]

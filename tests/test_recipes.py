@@ -1,4 +1,4 @@
-"""What the README promises of the built-in recipe, at its full length."""
+"""The README's promises of the built-in recipe, at its full length."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a field depends on beside t, y and its parameters is the same in the backward pass, or the solve is refused."""
+"""All that a field depends on beside t, y and its parameters is the same in the backward pass, or it is refused."""
 
 from collections.abc import Callable
 from typing import Any
@@ -424,7 +424,7 @@ def test_adjoint_hands_on_a_cotangent_without_a_size(value: float) -> None:
     assert bool((y0.grad == 0).all()) if value == 0.0 else bool(y0.grad.isnan().all())
 
 
-# --- company
+# --- other images of the batch
 
 
 @pytest.mark.parametrize(
@@ -438,8 +438,8 @@ def test_adjoint_hands_on_a_cotangent_without_a_size(value: float) -> None:
     ],
     ids=repr,
 )
-def test_how_far_an_answer_depends_on_the_company(solver: Solver, least: float, most: float) -> None:
-    """One step size for a batch: the answer for an image is right to the tolerance, and its company decides how."""
+def test_how_far_an_answer_depends_on_the_batch(solver: Solver, least: float, most: float) -> None:
+    """One step size for a batch: an image's answer is right to the tolerance, and varies with the other images."""
     block = made(lambda: ConvField(6), solver, Backprop())
     scales = torch.logspace(-1, 1, 8)[:, None, None, None]
     y0 = scales * torch.randn(8, *SHAPE[1:], generator=torch.Generator().manual_seed(2))

@@ -439,7 +439,7 @@ def test_field_gets_a_scalar_time_of_the_state_s_dtype() -> None:
 
 @torch.no_grad()
 def test_field_in_half_precision_leaves_the_state_alone() -> None:
-    """What a field answers is taken into the state's precision before anything is computed with it."""
+    """A field's output is cast to the state's precision before anything is computed with it."""
     y0 = torch.tensor([1.0, 0.3, -2.0])
     for solver in (RK4(num_steps=2), Dopri5(), Dopri5(first_step=0.1), TorchDiffEq("dopri5")):
         halved = solver.solve(Problem(lambda t, y: -y.bfloat16(), y0))

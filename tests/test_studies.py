@@ -1,4 +1,4 @@
-"""What a study promises: no row lost or measured twice, rows complete, and numbers that are right."""
+"""The promises of a study: no row lost or measured twice, rows complete, and numbers that are right."""
 
 import importlib.util
 import math

@@ -1,4 +1,4 @@
-"""What is counted, printed and drawn while a network trains. Callbacks gather; figures.py draws."""
+"""Counts, printed lines and figures during training. Callbacks gather the values; figures.py draws them."""
 
 from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.callbacks.coarse_start import CoarseStart

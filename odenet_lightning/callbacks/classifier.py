@@ -1,4 +1,4 @@
-"""What these callbacks may expect of the module that they watch."""
+"""The type of the module that these callbacks work with."""
 
 from lightning import LightningModule
 
@@ -6,6 +6,6 @@ from odenet_lightning.module import ClassifierModule
 
 
 def classifier(module: LightningModule) -> ClassifierModule:
-    """The module as what it is; these callbacks serve no other."""
+    """The module as a `ClassifierModule`: these callbacks work with no other."""
     assert isinstance(module, ClassifierModule)
     return module

@@ -11,10 +11,10 @@ from odenet_lightning.solvers import Solver
 
 
 class CoarseStart(Callback):
-    """Trains the first epochs with a coarser, cheaper solver; validation always uses the network's own.
+    """Trains the first epochs with a coarser, cheaper solver; validation always uses the network's solver.
 
-    Early weights are far from where they end, so an accurate solve of their ODE is wasted; the last
-    epochs then fit the weights to the accurate one. The multilevel idea of Chang et al. 2018
+    Early weights are far from their final values, so an accurate solve of their ODE is wasted; the last
+    epochs then fit the weights to the accurate solver. The multilevel idea of Chang et al. 2018
     (arXiv:1710.10348), in the number of steps only.
 
     Args:
@@ -35,7 +35,7 @@ class CoarseStart(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Coarse or not, by the place in the run; so a run resumed anywhere goes on as it was."""
+        """Choose by the place in the run, so that a resumed run continues with the same solver."""
         done = trainer.current_epoch + batch_idx / trainer.num_training_batches
         if done >= self.epochs:
             self._restore(pl_module)

@@ -7,7 +7,7 @@ from odenet_lightning.callbacks.classifier import classifier
 
 
 class EpochLines(Callback):
-    """A plain line an epoch, for logs and pipes, where a progress bar would be noise."""
+    """A plain line per epoch, for logs and pipes, where a progress bar would be noise."""
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""EvaluationCounts: how often the field is evaluated, in the curves, and the most that a step may cost."""
+"""EvaluationCounts: curves of the evaluations of the field, and a limit on those of a step."""
 
 from typing import Any
 
@@ -18,15 +18,17 @@ class EvaluationCounts(Callback):
 
     `nfe/forward`, `nfe/backward`: in training, averaged over the steps since they were last
     written; `nfe/backward` only where the gradient method evaluates the field in the backward pass.
-    `nfe/val_forward`: in validation, averaged over the batches. What every batch cost is
-    dropped after it, so that no phase's count leaks into another's. `solver/accepted`,
-    `solver/rejected`, `solver/smallest_step` and `solver/last_step` (in units of t) are of the last
-    step, over all blocks; so is `adjoint/y0_error`, where `Adjoint` recomputes states: how far the worst of its solves
-    arrived from y0, which is about what the gradient is off by.
+    `nfe/val_forward`: in validation, averaged over the batches. Counts are reset after every batch,
+    so training and validation do not mix.
+
+    Of the last training step: `solver/accepted` and `solver/rejected`, summed over the blocks;
+    `solver/smallest_step`, the minimum over the blocks, and `solver/last_step`, the last step of the last
+    solve, both in units of t; and, with `Adjoint`, `adjoint/y0_error`, the largest of its relative errors
+    of y0. The relative error of the gradient is about as large.
 
     Also keeps a budget: warns once where a step's evaluations exceed half of `budget`, and ends the
-    run, checkpoints kept, where they exceed all of it. Dynamics that have become so hard are not
-    learning any more; `ODEBlock`'s own `max_nfe` stops a single solve.
+    run, checkpoints kept, where they exceed all of it. Dynamics this stiff have stopped learning.
+    `ODEBlock`'s `max_nfe` limits a single solve.
 
     Args:
         budget: forward evaluations a training step may cost.
@@ -66,7 +68,7 @@ class EvaluationCounts(Callback):
         self.solves.clear()
 
     def _collect(self) -> list[SolveStats]:
-        """What the solves since the last call cost."""
+        """The costs of the solves since the last call."""
         collected = list(self.solves)
         self.solves.clear()
         return collected

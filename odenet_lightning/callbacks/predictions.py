@@ -18,8 +18,8 @@ from odenet_lightning.trainer import datamodule
 class PredictionWriter(Callback):
     """Writes predictions.csv (file, digit, confidence) and predictions.png, a contact sheet.
 
-    (Lightning's `BasePredictionWriter` wants to know each batch's indices from a `DataLoader`, and
-    warns at every batch that comes from elsewhere, as this project's do.)
+    (Lightning's `BasePredictionWriter` needs each batch's indices from a `DataLoader`, and warns at
+    every batch that comes from elsewhere, as this project's do.)
     """
 
     def __init__(self) -> None:
@@ -59,8 +59,11 @@ class PredictionWriter(Callback):
                 writer.writerow([str(path), digit, f"{confidence:.4f}"])
         contact_sheet(images, names, digits.tolist(), confidences.tolist()).savefig(folder / "predictions.png")
         if any(block.solver.controls_error for block in classifier(pl_module).net.ode_blocks):
-            print("note: the solver chooses one step size for a whole batch, so confidences may depend on the company")
+            print(
+                "note: the solver chooses one step size for a whole batch, so confidences may depend on the other "
+                "images of the batch"
+            )
         for line in data.unreadable:
             print(f"skipped {line}", file=sys.stderr)
-        print(f"{len(names)} pictures read, {len(data.unreadable)} skipped")
+        print(f"{len(names)} pictures classified, {len(data.unreadable)} skipped")
         print(f"predictions:   {folder / 'predictions.csv'}\ncontact sheet: {folder / 'predictions.png'}", flush=True)

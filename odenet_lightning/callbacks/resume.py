@@ -13,12 +13,12 @@ from odenet_lightning.trainer import continue_at, start_next_epoch
 
 
 class Resume(Callback):
-    """Keeps in checkpoints what a resumed run needs beside weights, optimiser and counters, and takes it up again.
+    """Saves and restores what a resumed run needs besides weights, optimiser and counters.
 
-    That is each process's random state, the warm steps of the ODE blocks, the sums of the epoch's
-    accuracy, and the place in the epoch: a checkpoint from an epoch's end is continued with the next
-    epoch, one of a run that ended within an epoch with the rest of it. In several processes it also
-    has all start their next solves with the same warm steps.
+    These are each process's random state, the warm steps of the ODE blocks and the counts of the
+    epoch's accuracy. A run resumed from the end of an epoch continues with the next epoch; one resumed
+    from within an epoch continues with the rest of it. With several processes, all start their next
+    solves with the smallest of their warm steps.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ def set_rng_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
 
 
 def of_all_processes(trainer: Trainer, value: Any) -> list[Any]:
-    """Everyone's value, on every process."""
+    """The values of all processes, on every process."""
     if trainer.world_size == 1:
         return [value]
     values: list[Any] = [None] * trainer.world_size

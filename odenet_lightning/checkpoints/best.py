@@ -71,7 +71,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def refuse_to_overwrite(folder: Path, resumed_folder: Path | None) -> None:
-    """Refuse to write over the checkpoints of a run that is not gone on with.
+    """Refuse to overwrite the checkpoints of a run that is not being resumed.
 
     Raises:
         CheckpointError: with what to do.

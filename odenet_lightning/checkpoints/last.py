@@ -43,7 +43,7 @@ class LastCheckpoint(Checkpoint):
 
     @staticmethod
     def path(trainer: Trainer) -> Path | None:
-        """Where it lies: beside the best one."""
+        """Its path: beside the best one."""
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 # Lightning sets the folder only when the run starts

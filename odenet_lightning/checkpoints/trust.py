@@ -21,11 +21,11 @@ class RefusedCheckpoint(RuntimeError):
 
 
 def foreign_texts(settings: Any, trusted: Set[str] = frozenset()) -> list[str]:
-    """What in a config might have the parser import or call something that is neither known nor trusted.
+    """Texts in a config that might make the parser import or call something that is neither known nor trusted.
 
     The parser follows class paths, to functions, too, and reads a text as YAML or as the name of a file with a class
-    path in it. So only plain words pass that name no file, keys that are names, and the class paths of
-    networks' parts and optimisers of this project and torch.
+    path in it. So only these pass: plain words that name no file, keys that are names, and class paths of networks,
+    optimisers and their parts in this project and torch.
     """
     if isinstance(settings, dict):
         path = settings.get("class_path")

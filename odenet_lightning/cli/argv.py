@@ -1,4 +1,4 @@
-"""What a command line says before it is parsed: its command, its configs' settings, its flags and its checkpoint."""
+"""The parts of a command line, before it is parsed: command, configs' settings, flags and checkpoint."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,8 +26,9 @@ class CommandLine:
     Args:
         command: fit, validate, test or predict.
         configs: the settings of all configs, a later one laid over the earlier ones.
-        flags: all else, in its order.
-        trusted: every text that the user gave, but for the checkpoint's path.
+        flags: all other words, in order.
+        trusted: all texts in configs and flags, except the checkpoint's path. Classes that a checkpoint names may be
+            imported if they are among them.
     """
 
     command: str
@@ -37,7 +38,7 @@ class CommandLine:
 
     @property
     def checkpoint(self) -> str | None:
-        """The checkpoint's path, where a file is named rather than one of Lightning's words."""
+        """The checkpoint's path; None if it is one of Lightning's words for a checkpoint."""
         paths = [value for key, value in pairs(self.flags) if key == ["ckpt_path"] and value is not None]
         path = paths[-1] if paths else self.configs.get("ckpt_path")
         if path is not None and not isinstance(path, str):
@@ -46,13 +47,13 @@ class CommandLine:
 
     @property
     def only_asks(self) -> bool:
-        """Whether help or a config is to be printed, so that no network is needed."""
+        """Whether only help or a config is to be printed, so that no trained network is needed."""
         names = [flag.split("=")[0] for flag in self.flags if flag.startswith("-")]
         return any(name in ("-h", "--help", "--print_config") or name.endswith(".help") for name in names)
 
     @property
     def data_class(self) -> str | None:
-        """The class of a data module of the user's own; what `--data.help` asks for is one, too."""
+        """The class of the user's data module; None for the built-in one. `--data.help` counts as one of the user's."""
         if any(flag == "--data.help" or flag.startswith("--data.help=") for flag in self.flags):
             return "lightning.LightningDataModule"
         named = (self.configs.get("data") or {}).get("class_path")
@@ -64,7 +65,7 @@ class CommandLine:
 
     @property
     def parsed_flags(self) -> list[str]:
-        """The flags without the built-in data module's name, whose settings have no class before them."""
+        """The flags without the built-in data module's name: the parser takes its settings without a class."""
         if self.data_class:
             return self.flags
         places = [i for i, flag in enumerate(self.flags) if flag in ("--data", "--data.class_path")]
@@ -73,7 +74,14 @@ class CommandLine:
         return [flag for i, flag in enumerate(self.flags) if i not in gone and not flag.startswith("--data=odenet_")]
 
     def settings(self, checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The built-in defaults, and the checkpoint's and configs' settings, so far as what is laid over them allows.
+        """Merge the settings below the flags.
+
+        Args:
+            checkpoint: the checkpoint's settings.
+
+        Returns:
+            Two trees: the built-in defaults, and the checkpoint's settings with the configs' laid over them. Settings
+            of a class that a later source replaces are left out of both.
 
         Raises:
             UsageError: a flag comes before the class that it belongs to.

@@ -1,4 +1,4 @@
-"""What a run is given where the user leaves the choice to it: its length and its seed."""
+"""The length and the seed of a run for which the user gives none."""
 
 import os
 from random import SystemRandom
@@ -9,7 +9,7 @@ from typing_extensions import override
 from odenet_lightning.callbacks import datamodule
 from odenet_lightning.cli.errors import UsageError
 
-# epochs of a run that is given no length: about as many steps as pay on a full set and on the sample
+# epochs of a run that is given no length: more gain little accuracy on a full set or on the sample
 FULL_EPOCHS = 4
 DEFAULT_EPOCHS = {"sample": 30}
 
@@ -26,7 +26,7 @@ class RunLength(Callback):
 
 
 def drawn_seed(seed: bool | int) -> bool | int:
-    """The seed of a run: drawn where it is to be (`true`).
+    """The run's seed; for `true`, a random one.
 
     Raises:
         UsageError: several processes, started by someone else, would each draw their own.

@@ -1,4 +1,4 @@
-"""Errors in one line, and warnings as a person reads them."""
+"""Errors in one line, and warnings without their source line."""
 
 import logging
 import re
@@ -76,7 +76,7 @@ def quieten() -> None:
 
 
 def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """A warning as a person reads it: without the line of source that raised it."""
+    """Print a warning without the source line that raised it."""
     text = str(message).strip()
     print(text if text.startswith("***") else f"warning: {text}", file=sys.stderr, flush=True)
 

@@ -1,8 +1,12 @@
 """Settings from several sources, one laid over the other, where a class never takes over another class's settings.
 
-Settings are nested dicts, as in a config. A class's are `{"class_path": ..., "init_args": {...}}`. jsonargparse keeps
-those init_args of an earlier class that a later one accepts, too: a rate chosen for AdamW would be SGD's as well. So
-what a later source replaces is taken out of the earlier ones before jsonargparse sees them.
+Precedence, lowest first: the defaults of each class, `defaults.yaml`, the checkpoint, configs (later ones over earlier
+ones), flags. Naming a class drops what `defaults.yaml` sets for it; naming another class than an earlier source drops
+that source's settings for it.
+
+Settings are nested dicts, as in a config; those of a class are `{"class_path": ..., "init_args": {...}}`. jsonargparse
+would keep the init_args of an earlier class that a later one accepts, too: a rate chosen for AdamW would become SGD's.
+So settings that a later source replaces are removed from the earlier ones before jsonargparse sees them.
 """
 
 import sys
@@ -31,7 +35,7 @@ def same_class(one: Any, other: Any) -> bool:
 
 
 def never(one: Any, other: Any) -> bool:
-    """For built-in defaults: who names a class, be it the same one, wants that class's own."""
+    """Treats any two classes as different: naming a class, even the default one, drops `defaults.yaml` for it."""
     del one, other
     return False
 
@@ -58,12 +62,12 @@ def explicit(tree: Any, defaults: Any) -> Any:
 def kept(
     lower: Any, upper: Any, defaults: Any = None, is_same: Callable[[Any, Any], bool] = same_class
 ) -> dict[str, Any] | Any:
-    """What of the lower settings still holds under the upper ones; None where nothing does.
+    """The lower settings that still hold under the upper ones; None where none do.
 
     Args:
         lower: settings given earlier.
         upper: settings given later; a text may be a class's name.
-        defaults: the built-in settings, whose class is meant where `lower` names none.
+        defaults: the built-in settings; their class applies where `lower` names none.
         is_same: whether two names are the same class, so that the earlier settings hold.
     """
     if isinstance(lower, list) and isinstance(upper, str | list):

@@ -10,13 +10,13 @@ from odenet_lightning.checkpoints import RefusedCheckpoint, watch_for_preemption
 from odenet_lightning.cli.app import CLI
 from odenet_lightning.cli.argv import split
 from odenet_lightning.cli.errors import DEBUG, PROGRAM, UsageError, explain, quieten
-from odenet_lightning.cli.memory import keep_freed_memory
+from odenet_lightning.cli.malloc import keep_freed_memory
 
 COMMANDS = {
     "fit": "train a network",
     "validate": "measure a trained network on the validation images",
     "test": "measure a trained network on the test images",
-    "predict": "read a folder of your own pictures with a trained network",
+    "predict": "classify a folder of your own images with a trained network",
     "study": "answer a question about Neural ODEs in rows and a figure",
 }
 FIT = ("fit", "validate", "test", "predict")
@@ -32,7 +32,7 @@ options:
   -h, --help  this text; after a command, its options ({PROGRAM} fit --help)
   --version   the version
 
-'{PROGRAM} fit' alone trains on MNIST, or on a sample of it without a network.
+'{PROGRAM} fit' alone trains on MNIST, or on a sample of it without internet access.
 Set {DEBUG}=1 to see where an error was raised."""
 
 

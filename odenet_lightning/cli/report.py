@@ -1,4 +1,4 @@
-"""What is said after a fit: where everything is, and what can be done with it."""
+"""The summary printed after a fit: where its files are, and the next commands."""
 
 import os
 from pathlib import Path
@@ -56,7 +56,7 @@ def digits(data: MNISTDataModule) -> str:
 
 
 def next_commands(trainer: Trainer, model: ClassifierModule, data: LightningDataModule, path: str) -> Rows:
-    """What to do with a checkpoint, as commands that work as they stand."""
+    """Commands for a checkpoint, ready to run."""
     given = f"--ckpt_path {os.path.relpath(path)}"
     mnist = data if isinstance(data, MNISTDataModule) else None
     settings: list[Any] = [kept_model(dict(model.hparams)), mnist.hparams["augment"] if mnist else None]
@@ -69,7 +69,7 @@ def next_commands(trainer: Trainer, model: ClassifierModule, data: LightningData
     again += f" --data.source {mnist.source}" if mnist.source != "auto" else ""
     return [
         ("test it", f"{PROGRAM} test {given}{again}"),
-        ("read your own", f"{PROGRAM} predict {given} --data.images DIR"),
+        ("predict", f"{PROGRAM} predict {given} --data.images DIR"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a run takes from a checkpoint, and when it is refused."""
+"""The settings that a run takes from a checkpoint, and when a checkpoint is refused."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def of_checkpoint(path: str, line: CommandLine) -> dict[str, Any]:
 
 
 def refuse_another_optimizer(trained: Any, given: Any) -> None:
-    """Refuse to resume with an optimiser that cannot take up the checkpoint's state.
+    """Refuse to resume with an optimiser that cannot load the checkpoint's state.
 
     Args:
         trained: the settings of the checkpoint's, where it names them.

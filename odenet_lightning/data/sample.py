@@ -1,4 +1,4 @@
-"""The built-in sample: 5,000 digits of MNIST that need no network."""
+"""The built-in sample: 5,000 digits of MNIST that need no internet."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from odenet_lightning.data.datasets import DataError, Digits
 
 SAMPLE_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 SAMPLE_CACHE = "mnist-sample-5000.pt"
-SAMPLE_HELD_OUT = 50  # digits a class, for validation and for test each
+SAMPLE_HELD_OUT = 50  # digits per class, for validation and for test each
 
 
 def split_sample(digits: Digits, seed: int) -> dict[str, Digits]:
@@ -61,6 +61,6 @@ def load_sample(root: Path) -> Digits:
         partial = cache.with_suffix(f".{os.getpid()}")
         torch.save({"images": digits.images, "labels": digits.labels}, partial)
         partial.replace(cache)
-    except OSError:  # a root that cannot be written costs two seconds a run, no more
+    except OSError:  # a root that cannot be written costs two seconds per run, no more
         pass
     return digits

@@ -11,7 +11,7 @@ from odenet_lightning.models.base import CLASSES, IMAGE_SIZE, OneBlock, check_po
 from odenet_lightning.solvers import MAX_NFE, Dopri5, Solver
 
 
-class Augment(nn.Module):
+class ZeroChannels(nn.Module):
     """Appends channels of zeros: `[B, C, H, W]` -> `[B, C + dim, H, W]`."""
 
     def __init__(self, dim: int) -> None:
@@ -65,7 +65,7 @@ class AugmentedODENet(OneBlock):
             raise ValueError(f"augment_dim must not be negative, not {augment_dim!r}")
         check_positive("hidden", hidden)
         channels = 1 + augment_dim
-        self.stem = Augment(augment_dim)
+        self.stem = ZeroChannels(augment_dim)
         self.block = ODEBlock(
             field=field or BottleneckField(channels, hidden),
             solver=solver or Dopri5(rtol=1e-3, atol=1e-3, first_step="warm"),

@@ -1,4 +1,4 @@
-"""What all networks share: images in, logits out; stem, trunk and head."""
+"""The base classes of all networks: images in, logits out; stem, trunk and head."""
 
 from abc import ABC, abstractmethod
 
@@ -11,8 +11,9 @@ IMAGE_SIZE = 28
 
 
 class Classifier(nn.Module, ABC):
-    """A network from images `[B, 1, 28, 28]` in [-1, 1] to logits `[B, 10]`.
+    """A network from images `[B, C, H, W]` in [-1, 1] to logits `[B, K]`.
 
+    The built-in networks take 1 x 28 x 28 images and have K = 10 classes.
     Subclass it for a network of your own and name the class in a config (`model.net`).
     """
 
@@ -32,24 +33,24 @@ class Classifier(nn.Module, ABC):
 
 
 class OneBlock(Classifier):
-    """head(block(stem(x))): what the networks with a single ODE block share."""
+    """head(block(stem(x))): the base class of networks with a single ODE block."""
 
     stem: nn.Module
     block: ODEBlock
     head: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits `[B, 10]` of images `[B, 1, 28, 28]`."""
+        """Return the logits `[B, K]` of images `[B, C, H, W]`."""
         return self.head(self.block(self.stem(x)))
 
 
 class Composed(Classifier):
-    """head(trunk(stem(x))) of parts named one by one, so that a config can put in its own.
+    """head(trunk(stem(x))) of three parts, each of which a config can choose.
 
     Args:
-        stem: `[B, 1, 28, 28]` -> the trunk's input.
+        stem: images `[B, C, H, W]` -> the trunk's input.
         trunk: any module between the two, an `ODEBlock` or not; None for stem and head alone.
-        head: the trunk's output -> logits `[B, 10]`.
+        head: the trunk's output -> logits `[B, K]`.
     """
 
     def __init__(self, stem: nn.Module, head: nn.Module, trunk: nn.Module | None = None) -> None:
@@ -57,7 +58,7 @@ class Composed(Classifier):
         self.stem, self.trunk, self.head = stem, trunk or nn.Identity(), head
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits `[B, 10]` of images `[B, 1, 28, 28]`."""
+        """Return the logits `[B, K]` of images `[B, C, H, W]`."""
         return self.head(self.trunk(self.stem(x)))
 
 

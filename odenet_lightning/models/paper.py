@@ -39,7 +39,7 @@ class PaperHead(nn.Module):
         self.fc = nn.Linear(channels, CLASSES)
 
     def forward(self, y: Tensor) -> Tensor:
-        """Return the logits; a mean, since CUDA's adaptive pooling is not deterministic on the way back."""
+        """Return the logits; a mean, since CUDA's adaptive pooling has no deterministic backward pass."""
         return self.fc(F.relu(self.norm(y)).mean((2, 3)))
 
 

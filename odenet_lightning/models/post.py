@@ -34,7 +34,7 @@ class Head(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Return the logits."""
-        # F.avg_pool2d's way back takes three times as long on the CPU
+        # F.avg_pool2d's backward pass takes three times as long on the CPU
         rows = y[:, :, ::2] + y[:, :, 1::2]
         return self.fc(((rows[..., ::2] + rows[..., 1::2]) / 4).flatten(1))
 

@@ -1,6 +1,6 @@
 """Solvers of dy/dt = f(t, y), y(t0) = y0: explicit Runge-Kutta methods and torchdiffeq's.
 
-A `Problem` goes in, a `Solution` comes out: the state at t1 and what it cost. A solver keeps nothing.
+A `Problem` goes in, a `Solution` comes out: the state at t1 and its cost. A solver keeps no state.
 """
 
 from odenet_lightning.solvers.adaptive import AdaptiveRungeKutta

@@ -38,7 +38,7 @@ class Solver(Settings, ABC):
             SolverError: the solve cannot be finished; the message says where it stopped.
             FieldError: the field returns another shape, changes its input in place, or draws random numbers
                 where the solver controls its error.
-            ValueError: the state is complex, or of whole numbers.
+            ValueError: y0 is neither float32 nor float64.
         """
         y0 = problem.y0
         if y0.dtype not in (torch.float32, torch.float64):

@@ -1,4 +1,4 @@
-"""A problem goes in, a solution comes out: what is solved, what comes of it, and what it cost."""
+"""The initial value problem, its solution, and the cost of the solve and of its backward pass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +20,13 @@ class SolverError(RuntimeError):
 
 @dataclass
 class BackwardStats:
-    """What a backward pass cost; filled in when it has run.
+    """The cost of a backward pass, filled in while it runs.
 
     Attributes:
         evaluations: evaluations of the field, each with its vector-Jacobian product.
-        y0_error: how far the state that `Adjoint` recomputes at t0 lies from y0: the rms of the difference over the
-            larger of y0's and y1's. Its gradient is off by about as much. 0 where nothing is recomputed backwards.
+        y0_error: relative distance between y0 and the state that `Adjoint` recomputes at t0: the rms of their
+            difference over the larger of y0's and y1's rms. The relative error of its gradient is about as large.
+            0 where nothing is recomputed backwards.
     """
 
     evaluations: int = 0
@@ -34,7 +35,7 @@ class BackwardStats:
 
 @dataclass(frozen=True)
 class SolveStats:
-    """What a solve cost.
+    """The cost of a solve.
 
     Attributes:
         evaluations: evaluations of the field (NFE).
@@ -42,9 +43,9 @@ class SolveStats:
         rejected: steps tried and thrown away because their error was too large.
         smallest_step: size of the smallest accepted step, in units of t.
         last_step: size of the last accepted step, in units of t.
-        next_step: the first step to try in a solve like this one, in units of t: what the
-            controller made of this solve's first step. None where no controller runs.
-        backward: what its backward pass costs; None where that evaluates no field.
+        next_step: the first step to try in a similar solve, in units of t: the controller's choice after this
+            solve's first accepted step. None where no controller runs.
+        backward: the cost of its backward pass; None where that does not evaluate the field.
     """
 
     evaluations: int
@@ -65,7 +66,7 @@ class Step:
         h: step size, negative when integrating backwards.
         y: state at t.
         fraction: how far into the step the wanted state lies, in (0, 1].
-        context: what `Problem.record` returned as the step began.
+        context: the value that `Problem.record` returned for the step.
     """
 
     t: float
@@ -85,18 +86,18 @@ class Solution:
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """Root of the mean square, the norm in which an error is held against its tolerance."""
+    """Root of the mean square, the norm in which an error is compared with its tolerance."""
     flat = x.reshape(-1)
     return (torch.dot(flat, flat) / flat.numel()).sqrt()  # no copy, and vector_norm is off by 4e-6 in float32
 
 
 def nothing() -> None:
-    """As `Problem.record`: keep the steps, and nothing beside them."""
+    """For `Problem.record`: keeps the steps and nothing else."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The initial value problem dy/dt = field(t, y), y(t0) = y0 over [t0, t1], and what is wanted of its solve.
+    """The initial value problem dy/dt = field(t, y), y(t0) = y0 over [t0, t1], and the settings of its solve.
 
     Attributes:
         field: f(t, y), with t a scalar tensor of y's dtype and device; returns dy/dt in y's shape and changes
@@ -107,8 +108,8 @@ class Problem:
         warm_step: first step of an adaptive solver whose `first_step` is "warm", in units of t.
         max_nfe: most evaluations of the field before `SolverError`.
         norm: maps error / tolerance to a scalar tensor; a step is accepted where it is <= 1.
-        record: called as each accepted step begins, where the steps are wanted (`Solution.steps`); what it
-            returns is kept with the step.
+        record: called once per accepted step, where the steps are wanted (`Solution.steps`): before the step with
+            fixed steps, after its acceptance with error control. Its value is kept with the step.
     """
 
     field: VectorField

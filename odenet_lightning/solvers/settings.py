@@ -1,4 +1,4 @@
-"""What solvers and gradient methods are: settings."""
+"""Settings: the base class of solvers and gradient methods."""
 
 import math
 from typing import Any
@@ -19,7 +19,7 @@ class Settings:
 
 
 def check_positive_number(name: str, value: Any) -> None:
-    """Refuse what is not a positive, finite number.
+    """Refuse a value that is not a positive, finite number.
 
     Raises:
         ValueError: with the name of the setting.

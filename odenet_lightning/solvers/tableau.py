@@ -1,4 +1,4 @@
-"""Tableau: the coefficients that make an explicit Runge-Kutta method."""
+"""Tableau: the coefficients that make an explicit Runge-Kutta method; the methods' own tables are in methods.py."""
 
 from dataclasses import dataclass
 

@@ -94,7 +94,7 @@ class Digits(OneNetwork):
         axes.imshow(tile(images, 4, gap, fill=float("nan")).numpy(), cmap="gray_r")
         for place, row in enumerate(rows):
             x, y = place % 4 * (28 + gap) + 14, place // 4 * (28 + gap) - 1
-            note = "" if row["correct"] else f", read {row['predicted']}"
+            note = "" if row["correct"] else f", as {row['predicted']}"
             axes.text(x, y, f"{row['evaluations']}{note}", ha="center", va="bottom", fontsize=8)
         axes.axis("off")
         axes.set_title(title, fontsize=10, pad=14)

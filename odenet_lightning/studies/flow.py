@@ -21,16 +21,16 @@ TOLERANCE = 1e-4
 PANELS = (0.0, 0.5, 1.0)  # times of the projections drawn
 MAPS = (0.0, 0.25, 0.5, 0.75, 1.0)  # times of the feature maps drawn
 DRAWN = 3  # digits whose feature maps are drawn
-SECONDS = 4.0  # the film's length
+SECONDS = 4.0  # the animation's length
 
 
 @dataclass
 class Flow(OneNetwork):
-    """States over t: projected to two dimensions, as feature maps, and as the head would classify them.
+    """States over t: projected to two dimensions, as feature maps, and as classified by the head.
 
-    The projection is onto the first two principal components of y(1), the same at all t. `separation` is the ratio
-    of the classes' spread between each other to their spread within, in the whole state. `direction` is the cosine
-    between dy/dt at t and at 0: where it stays at 1, one step of Euler's method would have done.
+    The projection is onto the first two principal components of y(1), the same at all t. `separation` is the variance
+    between the classes over the variance within them, of the whole state. `direction` is the mean cosine between
+    dy/dt at t and at 0; where it stays at 1, trajectories are straight lines.
 
     Args:
         frames: times from 0 to 1, evenly spaced.
@@ -148,7 +148,7 @@ class Flow(OneNetwork):
         bar.set_label("state y(t)", fontsize=9)
 
     def extras(self, rows: list[Row]) -> None:
-        """Write the projection as a film, `flow.gif`, that runs to t = 1, rests there and runs back."""
+        """Write the projection as an animation, `flow.gif`, that runs to t = 1, rests there and runs back."""
         points, times = self.projected(), self.times()
         figure = new_figure(4.2, 4.2)
         axes = figure.subplots()
@@ -159,13 +159,13 @@ class Flow(OneNetwork):
             self._scatter(axes, points[frame])
             accuracy = number(rows[frame], "accuracy")
             axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
-            axes.set_title(f"t = {times[frame]:.2f}: the head reads {accuracy:.1%}", fontsize=10)
+            axes.set_title(f"t = {times[frame]:.2f}: head accuracy {accuracy:.1%}", fontsize=10)
             return []
 
         order = [*range(len(times)), *[len(times) - 1] * (len(times) // 4), *reversed(range(len(times)))]
-        film = animation.FuncAnimation(figure, show, frames=order, blit=False, cache_frame_data=False)
+        animated = animation.FuncAnimation(figure, show, frames=order, blit=False, cache_frame_data=False)
         writer = animation.PillowWriter(fps=max(1, round(len(order) / SECONDS)))
-        film.save(self.folder / "flow.gif", writer=writer)
+        animated.save(self.folder / "flow.gif", writer=writer)
 
 
 def draw_curves(panels: Any, rows: list[Row]) -> None:

@@ -31,10 +31,10 @@ def summary(pairs: Sequence[tuple[float, float]]) -> Row:
 
 @dataclass
 class PairStudy(Study):
-    """A study whose cases are pairs of ways, named `a` and `b` in each case, with `batch` images a step.
+    """A study whose cases are pairs of ways, named `a` and `b` in each case, with `batch` images per step.
 
     Args:
-        repeats: timed pairs a row.
+        repeats: timed pairs per row.
     """
 
     repeats: int = 7

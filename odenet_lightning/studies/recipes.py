@@ -33,7 +33,7 @@ class Recipes(Study):
 
     Args:
         configs: paths of YAML files for `fit`, or "built-in" for its recipe without one.
-        seeds: runs a recipe, counted from `seed`.
+        seeds: runs per recipe, counted from `seed`.
         epochs: instead of each recipe's own number.
     """
 
@@ -94,7 +94,7 @@ class Recipes(Study):
         return metrics["test/acc"]
 
     def table(self, rows: list[Row]) -> list[Row]:
-        """A line a recipe: means over its seeds."""
+        """A line per recipe: means over its seeds."""
         return [
             {
                 "recipe": name,
@@ -109,7 +109,7 @@ class Recipes(Study):
         ]
 
     def draw(self, rows: list[Row]) -> Figure:
-        """Each run's accuracy, tested (filled) and tested again (open), a line a recipe."""
+        """Each run's accuracy, tested (filled) and tested again (open), a line per recipe."""
         groups = by_recipe(rows)
         figure = new_figure(8.3, 1.4 + 0.5 * len(groups))
         axes = figure.subplots()
@@ -125,7 +125,7 @@ class Recipes(Study):
 
 
 def digest(config: str) -> str | None:
-    """What tells a changed config from the one before."""
+    """A hash that changes with the config; None for the built-in recipe."""
     return None if config == BUILT_IN else hashlib.sha256(Path(config).read_bytes()).hexdigest()[:12]
 
 

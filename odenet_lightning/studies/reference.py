@@ -12,6 +12,17 @@ LOGS = Path(__file__).parents[2] / "lightning_logs"
 MIB = 2**20
 MISSING = "-"
 
+# names in rows -> clearer ones in tables
+NAMES = {
+    "midpoint, two steps": "one midpoint step, two in the last epoch",
+    "its evaluations, stem and head alone": "the same evaluations, stem and head without a solver",
+}
+
+
+def named(value: Value) -> str:
+    """A name as tables show it."""
+    return NAMES.get(str(value), str(value))
+
 
 def reference(study: str, file: str = "rows.csv") -> list[Row]:
     """A reference study's rows."""
@@ -86,7 +97,8 @@ def recipe_lines() -> list[list[str]]:
     return lines
 
 
-RECIPE_HEADS = ("recipe", "epochs", "parameters", "test accuracy", "n", "under `Dopri5` at 1e-3", "time", "on")
+SOLVED_AGAIN = "solved again with `Dopri5`, rtol = atol = 1e-3"
+RECIPE_HEADS = ("recipe", "epochs", "parameters", "test accuracy", "n", SOLVED_AGAIN, "time", "hardware")
 FRONT = ("`blog.yaml`", "`fast.yaml`", "`record.yaml`", "`paper.yaml`", "`paper_resnet6.yaml`", "`paper_none.yaml`")
 
 
@@ -106,7 +118,7 @@ def results() -> str:
 
 
 def choice() -> str:
-    """What the recipe of fast.yaml was chosen from."""
+    """The candidates among which the recipe of fast.yaml was chosen."""
     lines = [
         [
             f"`{row['optimizer']}`" + (", chosen" if row["chosen"] else ""),
@@ -115,22 +127,29 @@ def choice() -> str:
         ]
         for row in reference("recipes", "choice.csv")
     ]
-    return markdown(("optimiser", "rate", "epochs", "validation accuracy", "n"), lines)
+    return markdown(("optimiser", "learning rate", "epochs", "validation accuracy", "n"), lines)
 
 
-def pairs(study: str) -> str:
-    """Two ways in turn."""
+def pairs(study: str, unit: str = "ms") -> str:
+    """Two ways in turn, their times in ms or s."""
+    scale = {"ms": 1, "s": 1e-3}[unit]
+
+    def time(row: Row, key: str) -> str:
+        return MISSING if row[key] is None else f"{scale * number(row, key):,.1f}"
+
     lines = [
         [
-            *(f"{row['a']} / {row['b']}", str(row["batch"]), *([f"{row['rtol']:g}"] if "rtol" in row else [])),
-            *(shown(row["a_ms"], ",.1f"), shown(row["b_ms"], ",.1f")),
+            *(f"{named(row['a'])} / {named(row['b'])}", str(row["batch"])),
+            *([f"{row['rtol']:g}"] if "rtol" in row else []),
+            *(time(row, "a_ms"), time(row, "b_ms")),
             *(f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})", str(row["n"])),
             f"{row['hardware']}, {row['threads']} threads",
         ]
         for row in reference(study)
     ]
     tolerance = ["tolerance"] if "rtol" in reference(study)[0] else []
-    return markdown(("A / B", "batch", *tolerance, "A, ms", "B, ms", "A / B in time", "n", "on"), lines)
+    times = (f"A, {unit}", f"B, {unit}", "A / B in time")
+    return markdown(("A / B", "batch", *tolerance, *times, "n", "hardware"), lines)
 
 
 def gradients() -> str:
@@ -148,7 +167,7 @@ def gradients() -> str:
         if (row["rtol"], row["num_steps"]) == (rtol, steps)
     ]
     heads = ("gradient", "solver", "ms per step", "evaluations forward / backward", "kept, MiB", "peak, MiB")
-    return markdown((*heads, "images in 1 GiB", "relative error"), lines)
+    return markdown((*heads, "images in 1 GiB", "relative error against the ODE's gradient"), lines)
 
 
 def solvers() -> str:
@@ -169,7 +188,7 @@ def solvers() -> str:
         lines.append(
             [f"{solver}, {steps} step{'s' if steps > 1 else ''}" if steps else f"{solver} at {rtol:g}", *cells]
         )
-    return markdown(("tested with", *(f"trained with {name}" for name in networks)), lines)
+    return markdown(("tested with", *(f"trained with {named(name)}" for name in networks)), lines)
 
 
 def depth() -> str:
@@ -198,23 +217,27 @@ def paper() -> str:
 
 
 def flow() -> str:
-    """What the head reads from y(t), and how the direction turns."""
+    """The head's accuracy on y(t), and the direction of dy/dt."""
     lines = [
         [f"{row['t']:g}", *(f"{number(row, 'accuracy'):.1%}", f"{row['direction']:.2f}", f"{row['separation']:.2f}")]
         for row in reference("flow")
         if row["t"] in (0, 0.25, 0.5, 0.75, 1)
     ]
-    return markdown(("t", "the head reads", "cosine of dy/dt with t = 0", "separation of classes"), lines)
+    return markdown(("t", "head accuracy on y(t)", "cos(dy/dt(t), dy/dt(0))", "separation of classes"), lines)
 
 
 def digits() -> str:
-    """Evaluations of right and wrong digits and of the classes that need the most and the fewest."""
+    """Evaluations of correctly and wrongly classified digits, and of the classes with the most and the fewest."""
     rows = reference("digits")
-    groups = {"right": [row for row in rows if row["correct"]], "wrong": [row for row in rows if not row["correct"]]}
+    groups = {
+        "classified correctly": [row for row in rows if row["correct"]],
+        "misclassified": [row for row in rows if not row["correct"]],
+    }
     classes = {label: [row for row in rows if row["label"] == label] for label in range(10)}
     work = {label: statistics.mean(number(row, "evaluations") for row in mine) for label, mine in classes.items()}
-    for label in (max(work, key=lambda label: work[label]), min(work, key=lambda label: work[label])):
-        groups[f"the digit {label}"] = classes[label]
+    for most, choose in (("most", max), ("fewest", min)):
+        label = choose(work, key=lambda label: work[label])
+        groups[f"class {label}, which needs the {most}"] = classes[label]
     lines = [
         [
             *(name, f"{statistics.mean(number(row, 'evaluations') for row in mine):.1f}"),
@@ -222,11 +245,11 @@ def digits() -> str:
         ]
         for name, mine in groups.items()
     ]
-    return markdown(("digits", "evaluations alone, mean", "confidence, mean", "n"), lines)
+    return markdown(("digits", "evaluations, mean", "confidence, mean", "n"), lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     **{"results": results, "recipes": recipes, "choice": choice},
-    **{name: (lambda name=name: pairs(name)) for name in ("steps", "loop", "evaluate")},
+    **{"steps": lambda: pairs("steps"), "loop": lambda: pairs("loop"), "evaluate": lambda: pairs("evaluate", "s")},
     **{"gradients": gradients, "solvers": solvers, "depth": depth, "paper": paper, "flow": flow, "digits": digits},
 }

@@ -23,7 +23,7 @@ Row = dict[str, Value]
 # tolerance, and make smaller tolerances take minutes
 REFERENCE_TOLERANCE = 1e-8
 
-# fields that say where things lie, not what is measured
+# fields that name places, not what is measured
 PLACES = ("root", "ckpt_path", "trusted")
 
 
@@ -41,7 +41,7 @@ def numbers(rows: Sequence[Row], key: str) -> list[float]:
 
 @dataclass
 class Study(ABC):
-    """What all studies share: digits, a seed and a device.
+    """The base class of all studies: digits, a seed and a device.
 
     A study names its cases beforehand and measures them one by one, so that an interrupted one can be
     resumed. Subclasses are dataclasses; their fields are the command line's flags.
@@ -76,7 +76,7 @@ class Study(ABC):
         return None
 
     def settings(self) -> dict[str, Any]:
-        """What a row depends on besides its case."""
+        """The settings that a row depends on besides its case."""
         fields = asdict(self)
         settings = {key: value for key, value in fields.items() if key not in (*PLACES, *self.sweeps)}
         if self.checkpoint:

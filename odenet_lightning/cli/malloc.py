@@ -1,4 +1,4 @@
-"""What the C library does with memory that is freed."""
+"""malloc: the C library keeps freed memory instead of returning it."""
 
 import ctypes
 import sys

@@ -1,4 +1,4 @@
-"""Digits of one's own: pictures of any size and polarity -> 28 x 28 like MNIST's."""
+"""A folder of your own images: any size and polarity -> 28 x 28 like MNIST's."""
 
 import warnings
 from pathlib import Path
@@ -22,7 +22,7 @@ def load_folder(folder: Path) -> tuple[Tensor, list[Path], list[str]]:
     """Read every PNG and JPEG of a folder, in the order of names.
 
     Args:
-        folder: where the pictures lie; folders inside it are not entered.
+        folder: the folder of the pictures; folders inside it are not searched.
 
     Returns:
         Digits, uint8 `[N, 28, 28]`; their paths; and a line for each picture that could not be read.
