@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odenet_lightning.block import ODEBlock
@@ -172,10 +172,12 @@ def _certify(net: Classifier, images: Tensor, labels: Tensor) -> Certificate:
 def inputs_and_outputs(net: Classifier) -> Iterator[list[tuple[ODEBlock, Tensor, Tensor]]]:
     """Collect the states that enter and leave a network's ODE blocks."""
     seen: list[tuple[ODEBlock, Tensor, Tensor]] = []
-    handles = [
-        block.register_forward_hook(lambda block, args, y: seen.append((block, args[0].float(), y)))
-        for block in net.ode_blocks
-    ]
+
+    def keep(block: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        assert isinstance(block, ODEBlock)
+        seen.append((block, args[0].to(y.dtype), y))
+
+    handles = [block.register_forward_hook(keep) for block in net.ode_blocks]
     try:
         yield seen
     finally:

@@ -18,7 +18,7 @@ from odenet_lightning.kernels import FusedStep, Parameters, Plan, evaluate_conv_
 def group_count(channels: int) -> int:
     """Number of groups for a group norm: the largest divisor of `channels` that is at most 32.
 
-    At 32 channels or fewer this is one group a channel (an instance norm), as in the post.
+    At 32 channels or fewer this is one group per channel (an instance norm), as in the post.
     """
     return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
 
@@ -168,8 +168,8 @@ class TimeConv(nn.Module):
 class TimeConvField(Field):
     """The field of Chen et al. 2018 (arXiv:1806.07366): norm, relu, conv, norm, relu, conv, norm, with t as a channel.
 
-    75,392 parameters at 64 channels. Not for small computers: an evaluation costs a hundred of
-    `ConvField`'s at 6 channels on the same image.
+    75,392 parameters at 64 channels. Not for small computers: on a state of the same height and width, an
+    evaluation takes about a hundred times as long as one of `ConvField` at 6 channels.
 
     Args:
         channels: C, at least 1.
@@ -214,8 +214,8 @@ class TimeBiasField(Field):
 class BottleneckField(Field):
     """The field of Dupont et al. 2019 (arXiv:1904.01681): 1 x 1, 3 x 3 and 1 x 1 convolutions, relu between; no t.
 
-    37,766 parameters from 6 channels over 64. It has no norm: the state grows as it likes, and with it the
-    stiffness, so watch the number of evaluations.
+    37,766 parameters with 6 channels and a hidden width of 64. It has no norm, so nothing bounds the state or the
+    stiffness: watch the number of evaluations.
 
     Args:
         channels: C of the state, at least 1.

@@ -1,4 +1,4 @@
-"""The discrete adjoint: the solver's steps done again and differentiated one by one."""
+"""Activation checkpointing, the discrete adjoint: the solver's steps recomputed and differentiated one by one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,8 +17,8 @@ from odenet_lightning.gradients.recompute import Recomputation, Surroundings, in
 from odenet_lightning.solvers import FieldError, Problem, Solution, Solver, Step
 from odenet_lightning.solvers.evaluation import name_of
 
-SAMPLED = 64  # entries of each step's end that are kept, to notice a step that comes out otherwise when done again
-# how far those may lie apart, relative to the state: rounding of other kernels, in 16 bits under autocast
+SAMPLED = 64  # entries of each step's end that are kept, to detect a step that differs when recomputed
+# how far those may differ, relative to the state: rounding of other kernels, in 16 bits under autocast
 AGREEMENT, AUTOCAST_AGREEMENT = 1e-3, 1e-1
 
 
@@ -33,7 +33,7 @@ class Checkpoint(Gradient):
     Memory: one state per accepted step, plus one step's intermediate results, whatever the number of
     steps. Time: about one more evaluation for each one of the accepted steps. Rejected steps cost
     nothing in the backward pass. Random numbers (dropout, with fixed steps) and buffers are kept with each step,
-    as in `torch.utils.checkpoint`; a step that comes out otherwise when it is done again is refused.
+    as in `torch.utils.checkpoint`; a step that differs when recomputed is refused.
 
     Not when memory is no concern (`Backprop` is faster), nor for higher derivatives or `torch.func`.
 
@@ -105,15 +105,15 @@ class _Replay(torch.autograd.Function):
 
 
 def deviation(output: Tensor, end: Tensor) -> Tensor:
-    """How far a step that was done again lies from what it was, relative to the state."""
+    """How far a recomputed step differs from the one in the forward pass, relative to the state."""
     return (sample(output) - end).abs().max() / end.abs().max().clamp(min=torch.finfo(end.dtype).tiny)
 
 
 def refuse_other_steps(field: Recomputation, deviations: Sequence[Tensor]) -> None:
-    """Refuse a gradient of other steps than the forward pass took; the one value that the host waits for.
+    """Refuse a gradient of other steps than the forward pass took; one device-to-host synchronisation.
 
     Raises:
-        FieldError: a step came out otherwise when it was done again.
+        FieldError: a step differs when recomputed.
     """
     largest = float(torch.stack(list(deviations)).max()) if deviations else 0.0
     if largest > (AUTOCAST_AGREEMENT if field.autocast else AGREEMENT):  # NaN is the loss's business

@@ -1,8 +1,8 @@
 """The field as the forward pass saw it, to be evaluated alike in the backward pass.
 
-`Checkpoint` and `Adjoint` evaluate the field again. What it depends on beside t, y and its parameters must then be
-the same: the tensors that stood for its parameters, its buffers, random numbers and autocast. What cannot be seen
-from the field (tensors that are no parameters of it) is refused.
+`Checkpoint` and `Adjoint` evaluate the field again. All else that it depends on besides t, y and its parameters must
+then be the same: the tensors that replaced its parameters, its buffers, random numbers and autocast. Tensors that are
+not among its parameters cannot be found from the field, and are refused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ def buffers_of(field: VectorField) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What an evaluation depends on beside t, y and the parameters: random numbers and buffers."""
+    """The inputs of an evaluation besides t, y and the parameters: random numbers and buffers."""
 
     random: Tensor
     device_random: tuple[list[int], list[Tensor]]
@@ -81,7 +81,7 @@ class Recomputation:
         self.checked = False
 
     def tensors(self, saved: Sequence[Tensor]) -> Sequence[Tensor]:
-        """What to differentiate by, given the saved parameters; others than the module's own are put in its place.
+        """The tensors to differentiate by, given the saved parameters; where these differ, they replace the module's.
 
         They are others under `torch.func.functional_call` and where hooks for saved tensors have moved them.
         """

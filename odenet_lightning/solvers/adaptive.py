@@ -1,6 +1,6 @@
 """Steps under error control: the controller, the first step, and the state of one adaptive solve.
 
-An adaptive solve waits for the device once per attempted step, for the error that decides.
+An adaptive solve needs one device-to-host synchronisation per attempted step, for the error that decides.
 
 Source: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 2nd ed. 1993, II.4.
 """
@@ -25,9 +25,9 @@ class AdaptiveRungeKutta(RungeKutta):
     """A Runge-Kutta method with an embedded error estimate: adaptive, or in fixed steps where steps are given.
 
     A step is accepted where norm(error / (atol + rtol max(|y|, |y_new|))) <= 1, the mean being over
-    the whole batch; the next step is h * clip(safety / ratio^(1/order), min_factor, max_factor).
-    So the steps, and with them the answer for one image, depend on the other images of its batch: by as
-    much as the tolerance allows.
+    the whole batch; the next step is h * clip(safety / ratio^(1/order), lowest, max_factor), where
+    lowest is 1 after an accepted step and min_factor after a rejected one. So the steps, and with them
+    the result for one image, depend on the other images of the batch, by as much as the tolerance allows.
 
     With `first_step="heuristic"` every choice is torchdiffeq's (Hairer's guess, which costs one
     evaluation and is cautious at loose tolerances; the last step may pass t1, whose state is then
@@ -52,8 +52,9 @@ class AdaptiveRungeKutta(RungeKutta):
         Args:
             rtol: relative tolerance, not used with fixed steps.
             atol: absolute tolerance, not used with fixed steps.
-            first_step: "heuristic"; a positive number; or "warm", what the controller made of the first
-                step of this block's last training solve: carried by `ODEBlock`, frozen in evaluation.
+            first_step: "heuristic"; a positive number; or "warm", the controller's choice after the first
+                step of this block's last training solve, kept by `ODEBlock` and frozen in evaluation. Before
+                the first training solve, "warm" acts as "heuristic".
             safety: factor on the step the error allows.
             min_factor: strongest shrinking after a rejected step.
             max_factor: strongest growth after an accepted one.
@@ -91,14 +92,14 @@ class AdaptiveRungeKutta(RungeKutta):
         return twin
 
     def integrate(self, problem: Problem) -> Solution:
-        """Step under error control; evaluations: 1 or 2, plus s - 1 per attempted step."""
+        """Step under error control; evaluations: 1 or 2, plus s per attempted step, s being the number of stages."""
         if not self.controls_error:
             steps = grid_size(self.num_steps, self.step_size, problem.t1 - problem.t0)
             return self.take_equal_steps(problem, steps)
         return _AdaptiveSolve(self, problem).run()
 
     def error_ratio(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float, norm: Norm) -> float:
-        """norm(error / tolerance) of a step: the one value that the host waits for."""
+        """norm(error / tolerance) of a step, with one device-to-host synchronisation."""
         assert self.tableau.error is not None
         with torch.no_grad():
             weights = self.tableau.error
@@ -114,7 +115,7 @@ class AdaptiveRungeKutta(RungeKutta):
         return min(self.max_factor, max(self.safety / ratio ** (1 / self.tableau.order), lowest))
 
     def guess_first_step(self, problem: Problem, f0: Tensor) -> float:
-        """Hairer's first step (Hairer et al. 1993, II.4), as torchdiffeq computes it; one evaluation, one wait."""
+        """Hairer's first step (Hairer et al. 1993, II.4), as torchdiffeq computes it; one evaluation, one sync."""
         y0, t0, norm = problem.y0, problem.t0, problem.norm
         sign = 1.0 if problem.t1 > t0 else -1.0
         with torch.no_grad():

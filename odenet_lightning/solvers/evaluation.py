@@ -1,4 +1,4 @@
-"""Evaluating a field: what is refused as no vector field, and values that the host waits for."""
+"""Evaluating a field, refusing what is no vector field, and moving scalars from the device to the host."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from odenet_lightning.solvers.problem import Problem, SolverError, VectorField
 
 
 class FieldError(RuntimeError):
-    """What was given as f(t, y) is not a vector field, or not one that this combination can solve or differentiate."""
+    """The given f(t, y) is not a vector field, or not one that this combination can solve or differentiate."""
 
 
 def name_of(field: VectorField) -> str:
@@ -21,7 +21,7 @@ def name_of(field: VectorField) -> str:
 
 
 def in_place_error(field: VectorField) -> FieldError:
-    """What to say of a field that works on the solver's own state."""
+    """The error for a field that changes the solver's state in place."""
     return FieldError(
         f"{name_of(field)} changes its input y in place, which is the solver's own state: use out-of-place operations "
         "(relu without inplace=True, y + 1 instead of y += 1)"
@@ -116,7 +116,7 @@ class _Together(torch.autograd.Function):
 
 
 def host_value(x: Tensor) -> float:
-    """The number in a scalar tensor, for which the host waits."""
+    """The number in a scalar tensor: one device-to-host synchronisation."""
     try:
         return float(x)
     except RuntimeError as error:

@@ -1,6 +1,6 @@
 """One step of an explicit Runge-Kutta method, its replay, its dense output, and a solve in equal steps.
 
-Times and step sizes are Python floats, so a solve in equal steps never waits for the device.
+Times and step sizes are Python floats, so a solve in equal steps needs no device-to-host synchronisation.
 
 Sources: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 2nd ed. 1993; Shampine 1986 (the
 state at half a step of Dormand and Prince's method).
@@ -53,7 +53,7 @@ def fused_step(
 
 
 class RungeKutta(Solver):
-    """What all explicit Runge-Kutta methods share: one step, its replay, and its dense output."""
+    """The base class of explicit Runge-Kutta methods: one step, its replay, and its dense output."""
 
     tableau: Tableau
 
@@ -125,7 +125,7 @@ class RungeKutta(Solver):
 
 
 def check_grid(name: str, num_steps: int | None, step_size: float | None) -> None:
-    """Refuse a grid of equal steps that is none.
+    """Refuse settings that do not make a grid of equal steps.
 
     Raises:
         ValueError: both settings, or one that is not positive.

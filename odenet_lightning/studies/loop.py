@@ -54,7 +54,7 @@ class Loop(PairStudy):
     by `fit --trainer.devices 2` with the built-in recipe, each with half of twice the batch.
 
     Args:
-        batch_size: images a step; twice as many in the pair of processes.
+        batch_size: images per step; twice as many in the pair of processes.
         steps: per run.
     """
 

@@ -83,7 +83,7 @@ class Steps(PairStudy):
     backward, take of the multiply-adds that the threads could do in the time.
 
     Args:
-        batch_sizes: images a step.
+        batch_sizes: images per step.
         compile: also time the compiled step, which takes minutes.
     """
 
@@ -198,7 +198,7 @@ class Steps(PairStudy):
         return way
 
     def _parts(self, size: int, rtol: float) -> Way:
-        """What a step cannot do without: its evaluations of the field, each forward and backward, stem and head."""
+        """The necessary work of a step: its evaluations of the field, each forward and backward, stem and head."""
         net = self._net(rtol)
         warm = self._step(net, size)
         with recorded_solves(net) as solves:
