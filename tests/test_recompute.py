@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import ConvField
@@ -470,3 +473,86 @@ def test_a_block_within_a_field_keeps_no_step(gradient: Gradient) -> None:
     assert nested.field.inner.warm_step is None  # pyright: ignore
     for one, other in zip(truth, found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+# --- weights that are not computed within an evaluation
+
+
+class Parametrized(nn.Module):
+    """A field whose weight is computed from a parametrization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = weight_norm(nn.Conv2d(6, 6, 3, padding=1))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(self.conv(y))
+
+
+@each_that_redoes
+def test_parametrizations_kept_from_a_pass_without_gradients_are_refused(gradient: Gradient) -> None:
+    block = made(Parametrized, Midpoint(num_steps=2), gradient)
+    assert all(grad is not None for grad in grads_of(block, start()))
+    with parametrize.cached(), pytest.raises(GradientError, match=r"leave cached\(\) out"):
+        block(start())
+
+
+class Late(nn.Module):
+    """A field that reaches a layer which it does not own, at early times only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Conv2d(6, 6, 3, padding=1)
+        self.others = [nn.Conv2d(6, 6, 3, padding=1)]
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(self.own(y) + (self.others[0](y) if t < 0.3 else 0.0))
+
+
+@each_that_redoes
+def test_a_tensor_without_a_gradient_is_found_at_any_time(gradient: Gradient) -> None:
+    with pytest.raises(UnknownTensorError, match="no parameter of it"):
+        grads_of(made(Late, Midpoint(num_steps=4), gradient), start())
+
+
+class Generated(nn.Module):
+    """A field whose weight another network has computed before the solve."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seed = nn.Parameter(torch.ones(1))
+
+    def generate(self) -> None:
+        self.weight = torch.tanh(self.seed) * torch.full((6, 6, 3, 3), 0.1)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return F.conv2d(y, self.weight, padding=1)
+
+
+@each_that_redoes
+def test_a_weight_computed_before_the_solve_is_refused(gradient: Gradient) -> None:
+    block = made(Generated, Midpoint(num_steps=2), gradient)
+    block.field.generate()  # pyright: ignore[reportCallIssue]
+    with pytest.raises(GradientError, match="compute it within the field, or use Backprop"):
+        grads_of(block, start())
+
+
+@pytest.mark.parametrize("gradient", [Backprop(), Checkpoint()], ids=repr)
+def test_a_block_within_torch_s_own_checkpoint(gradient: Gradient) -> None:
+    block, y0 = made(Noisy, Midpoint(num_steps=2), gradient).eval(), start()
+    expected = grads_of(block, y0)
+    y0.grad = None
+    block.zero_grad()
+    torch.utils.checkpoint.checkpoint(block, y0, use_reentrant=False).square().mean().backward()
+    for found, truth in zip([y0.grad, *(p.grad for p in block.parameters())], expected, strict=True):
+        assert found is not None
+        assert truth is not None
+        assert torch.equal(found, truth)
+
+
+@pytest.mark.parametrize(
+    "solver", [Midpoint(num_steps=2), Dopri5(num_steps=2), TorchDiffEq("rk4", options={"step_size": 0.5})]
+)
+def test_tolerances_of_the_adjoint_need_error_control(solver: Solver) -> None:
+    with pytest.raises(ValueError, match="takes fixed steps, for which rtol and atol mean nothing"):
+        made(Noisy, solver, Adjoint(rtol=1e-8)).eval()(start())

@@ -591,14 +591,6 @@ def test_other_tolerances_leave_the_solver_as_it_is(solver: Any) -> None:
     assert (solver.rtol, solver.atol) == (1e-2, 1e-3)
 
 
-@pytest.mark.parametrize("solver", [RK4(num_steps=2), Dopri5(num_steps=2)], ids=repr)
-@torch.no_grad()
-def test_fixed_steps_need_no_tolerance(solver: Solver) -> None:
-    problem = swing()
-    y1 = solver.solve(Problem(problem.field, problem.y0)).y
-    assert torch.equal(solver.with_tolerance(1e-5, 1e-5).solve(Problem(problem.field, problem.y0)).y, y1)
-
-
 # --- the first step
 
 
@@ -762,3 +754,18 @@ def test_torchdiffeq_replays_part_of_a_step() -> None:
     problem = swing()
     state = TorchDiffEq("dopri5", 1e-8, 1e-8).replay(problem.field, Step(0.3, 2.7, problem.y0, fraction=0.5))
     assert relative_error(state, problem.exact(1.65)) < 1e-6
+
+
+@pytest.mark.parametrize("times", [(0.0,), (0.0, 0.0), (0.0, 1.0, 0.5), (1.0, 0.5, 0.5)])
+@pytest.mark.parametrize("solver", [Midpoint(num_steps=2), TorchDiffEq("dopri5")], ids=repr)
+def test_times_without_an_order_are_refused(solver: Solver, times: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="must strictly increase or decrease"):
+        solver.trajectory(Problem(lambda t, y: -y, torch.ones(2)), times)
+
+
+@pytest.mark.parametrize("method", ["RK45", "DOP853", "BDF", "LSODA"])
+def test_scipy_s_methods(method: str) -> None:
+    solver = TorchDiffEq("scipy_solver", 1e-8, 1e-8, {"solver": method})
+    with torch.no_grad():
+        y = solver.solve(Problem(lambda t, y: -y, torch.ones(2, dtype=torch.float64))).y
+    assert y.tolist() == pytest.approx([math.exp(-1)] * 2, rel=1e-6)

@@ -67,10 +67,22 @@ def refuse_second_derivatives(method: str) -> None:
 def vector_jacobian(
     output: Tensor, y: Tensor, params: Sequence[Tensor], cotangent: Tensor
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The cotangent's products with d output/dy and d output/dparams; None for parameters without a part in it."""
+    """The cotangent's products with d output/dy and d output/dparams; None for parameters without a part in it.
+
+    Raises:
+        GradientError: the output depends on tensors that were computed before the evaluation.
+    """
     wanted = [p for p in params if p.requires_grad]
     if not output.requires_grad:
         return torch.zeros_like(y), [None] * len(params)
-    grad_y, *grads = torch.autograd.grad(output, (y, *wanted), cotangent, allow_unused=True)
+    try:
+        grad_y, *grads = torch.autograd.grad(output, (y, *wanted), cotangent, allow_unused=True)
+    except RuntimeError as error:
+        if "through the graph a second time" not in str(error):
+            raise
+        raise GradientError(
+            "the field uses a tensor that was computed outside of it (a weight made by another network?), whose "
+            "gradient each evaluation would need anew: compute it within the field, or use Backprop"
+        ) from error
     rest = iter(grads)
     return torch.zeros_like(y) if grad_y is None else grad_y, [next(rest) if p.requires_grad else None for p in params]

@@ -84,7 +84,8 @@ class _Replay(torch.autograd.Function):
         refuse_second_derivatives("Checkpoint")
         (cotangent,) = cotangents
         field: Recomputation = ctx.field
-        states, saved = ctx.saved_tensors[: len(ctx.grid)], ctx.saved_tensors[len(ctx.grid) :]
+        kept = ctx.saved_tensors  # once: torch.utils.checkpoint gives them out a single time
+        states, saved = kept[: len(ctx.grid)], kept[len(ctx.grid) :]
         params = field.tensors(saved)
         totals: list[Tensor | None] = [None] * len(params)
         now = Surroundings.of(field, cotangent)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from odenet_lightning.gradients.base import GradientError
 from odenet_lightning.kernels import FusedStep, Plan
 from odenet_lightning.solvers import BackwardStats, FieldError, VectorField
 from odenet_lightning.solvers.evaluation import evaluate, name_of
@@ -78,7 +80,12 @@ class Recomputation:
         self.autocast = torch.is_autocast_enabled(self.device_type)
         self.autocast_dtype = torch.get_autocast_dtype(self.device_type)
         self.substitutes: dict[str, Tensor] = {}
-        self.checked = False
+        modules = field.modules() if isinstance(field, nn.Module) else ()
+        if parametrize._cache_enabled and any(parametrize.is_parametrized(module) for module in modules):
+            raise GradientError(
+                f"{name_of(field)} has parametrizations, whose values parametrize.cached() keeps from a forward pass "
+                "without gradients: leave cached() out, or use Backprop"
+            )
 
     def tensors(self, saved: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors to differentiate by, given the saved parameters; where these differ, they replace the module's.
@@ -127,14 +134,12 @@ class Recomputation:
             yield
 
     def check_leaves(self, output: Tensor, known: Sequence[Tensor]) -> None:
-        """Once: refuse a result that depends on tensors with gradients that are not among the known ones.
+        """Refuse a result that depends on tensors with gradients that are not among the known ones.
 
         Raises:
             FieldError: with the shape of one.
         """
-        if not self.checked:
-            self.checked = True
-            refuse_unknown_leaves(self.field, output, known)
+        refuse_unknown_leaves(self.field, output, known)
 
 
 def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Tensor]) -> None:

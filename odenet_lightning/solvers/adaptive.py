@@ -86,6 +86,8 @@ class AdaptiveRungeKutta(RungeKutta):
 
     def with_tolerance(self, rtol: float | None, atol: float | None) -> Solver:
         """Return a copy with those tolerances replaced that are not None."""
+        if not self.controls_error:
+            return super().with_tolerance(rtol, atol)
         twin = copy.copy(self)
         twin.rtol = self.rtol if rtol is None else rtol
         twin.atol = self.atol if atol is None else atol

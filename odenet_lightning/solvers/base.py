@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -63,8 +64,13 @@ class Solver(Settings, ABC):
         """Do an accepted step again, differentiably; gives y at `step.t + step.fraction * step.h`."""
 
     def with_tolerance(self, rtol: float | None, atol: float | None) -> "Solver":
-        """Return the same solver with those tolerances replaced that are not None."""
-        del rtol, atol
+        """Return the same solver with those tolerances replaced that are not None.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if rtol is not None or atol is not None:
+            raise ValueError(f"{self!r} takes fixed steps, for which rtol and atol mean nothing: leave them out")
         return self
 
     def trajectory(self, problem: Problem, times: Sequence[float]) -> Tensor:
@@ -76,7 +82,11 @@ class Solver(Settings, ABC):
         Args:
             problem: whose y0 is the state at times[0]; its own interval is not used.
             times: T strictly increasing or decreasing times, T >= 2.
+
+        Raises:
+            ValueError: the times are no such sequence.
         """
+        check_order(times)
         problem = replace(problem, t0=times[0], t1=times[-1], record=nothing)
         if problem.y0.numel() == 0:
             return problem.y0.expand(len(times), *problem.y0.shape)
@@ -91,3 +101,14 @@ class Solver(Settings, ABC):
                 fraction = min((time - step.t) / step.h, 1.0)
                 states.append(self.replay(problem.field, Step(step.t, step.h, step.y, fraction)))
             return torch.stack(states)
+
+
+def check_order(times: Sequence[float]) -> None:
+    """Refuse times that are neither strictly increasing nor strictly decreasing.
+
+    Raises:
+        ValueError: with the times.
+    """
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    if not gaps or not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
+        raise ValueError(f"times must strictly increase or decrease, and be two at least, not {tuple(times)}")

@@ -12,7 +12,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from odenet_lightning.solvers.base import Solver
+from odenet_lightning.solvers.base import Solver, check_order
 from odenet_lightning.solvers.evaluation import evaluate, outside_inference_mode
 from odenet_lightning.solvers.problem import Problem, Solution, SolverError, SolveStats, Step, VectorField, rms_norm
 from odenet_lightning.solvers.settings import check_positive_number
@@ -69,6 +69,7 @@ class TorchDiffEq(Solver):
         times = torch.tensor([0.0, end], dtype=torch.float64)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            ignore_scipy_hint()
             try:
                 torchdiffeq.odeint(lambda t, y: 0 * y, torch.ones(1, dtype=torch.float64), times, **arguments)
             except Exception as e:
@@ -87,6 +88,8 @@ class TorchDiffEq(Solver):
 
     def with_tolerance(self, rtol: float | None, atol: float | None) -> Solver:
         """Return a copy with those tolerances replaced that are not None."""
+        if self.method in FIXED_TORCHDIFFEQ_METHODS:
+            return super().with_tolerance(rtol, atol)
         twin = copy.copy(self)
         twin.rtol = self.rtol if rtol is None else rtol
         twin.atol = self.atol if atol is None else atol
@@ -114,6 +117,7 @@ class TorchDiffEq(Solver):
 
     def trajectory(self, problem: Problem, times: Sequence[float]) -> Tensor:
         """States at the given times by torchdiffeq's own interpolation, `[T, *y0.shape]`."""
+        check_order(times)
         with outside_inference_mode() as was_inside:
             if was_inside:
                 problem = replace(problem, y0=problem.y0.clone())
@@ -131,12 +135,19 @@ class TorchDiffEq(Solver):
     def _explained(self, counter: "_CountingField") -> Iterator[None]:
         """Turn torchdiffeq's assertions (underflow, NaN, its limit of steps) into what happened and what to try."""
         try:
-            yield
+            with warnings.catch_warnings():
+                ignore_scipy_hint()
+                yield
         except AssertionError as e:
             raise SolverError(
                 f"{self!r} stopped after {counter.evaluations} evaluations: {str(e)[:80]}; "
                 "try looser tolerances, a larger max_num_steps or a fixed step"
             ) from e
+
+
+def ignore_scipy_hint() -> None:
+    """Do without scipy's hint that a method has no use for `min_step`, which torchdiffeq gives to each."""
+    warnings.filterwarnings("ignore", message=".*arguments have no effect for a chosen solver")
 
 
 class _CountingField:
