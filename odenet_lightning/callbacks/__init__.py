@@ -4,6 +4,7 @@ from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.callbacks.coarse_start import CoarseStart
 from odenet_lightning.callbacks.epoch_lines import EpochLines
 from odenet_lightning.callbacks.event_file import EventFile, flatten
+from odenet_lightning.callbacks.is_ode import IsODE
 from odenet_lightning.callbacks.nfe import EvaluationCounts
 from odenet_lightning.callbacks.pictures import Pictures
 from odenet_lightning.callbacks.predictions import PredictionWriter
@@ -17,6 +18,7 @@ __all__ = [
     "EpochLines",
     "EvaluationCounts",
     "EventFile",
+    "IsODE",
     "Pictures",
     "PredictionWriter",
     "Resume",

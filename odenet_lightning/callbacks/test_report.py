@@ -16,7 +16,7 @@ class TestReport(Callback):
     __test__ = False  # not for pytest
 
     def __init__(self) -> None:
-        self.started, self.count = 0.0, 0
+        self.started, self.seconds, self.count = 0.0, 0.0, 0
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -36,11 +36,16 @@ class TestReport(Callback):
         self.count += len(batch[1])
 
     @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds = time.perf_counter() - self.started
+
+    @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        seconds = time.perf_counter() - self.started
         data = datamodule(trainer)
         used = f" of {data.digits_used}" if data is not None else ""
         count = int(trainer.strategy.reduce(torch.tensor(self.count, device=pl_module.device), reduce_op="sum"))
         if trainer.is_global_zero:
             accuracy = float(trainer.callback_metrics["test/acc"])
-            print(f"Accuracy on {count:,} test images{used}: {accuracy:.2%} (in {seconds:.2f} seconds)", flush=True)
+            print(
+                f"Accuracy on {count:,} test images{used}: {accuracy:.2%} (in {self.seconds:.2f} seconds)", flush=True
+            )

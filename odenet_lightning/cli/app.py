@@ -17,6 +17,7 @@ from odenet_lightning.callbacks import (
     EpochLines,
     EvaluationCounts,
     EventFile,
+    IsODE,
     Pictures,
     PredictionWriter,
     Resume,
@@ -82,6 +83,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(EvaluationCounts, "nfe")
+        parser.add_lightning_class_args(IsODE, "is_ode")
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
