@@ -803,3 +803,63 @@ def test_foreseeable_slips(
     )
     assert told in error
     assert "unexpected" not in error
+
+
+@pytest.mark.parametrize("flag", ["--ckpt", "--conf", "--ckpt_pat=", "--trainer.max_epoch"])
+def test_no_option_is_abbreviated(
+    flag: str, run: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An abbreviated checkpoint would bring neither its settings nor the question whether it is trusted."""
+    Path("c.yaml").write_text("trainer: {max_epochs: 1}")
+    value = {"--conf": "c.yaml", "--trainer.max_epoch": "1"}.get(flag, str(run / "checkpoints/last.ckpt"))
+    few = [*QUICK, "--trainer.fast_dev_run", "1", *SAMPLE, "--data.root", str(sample_root)]
+    given = [flag + value] if flag.endswith("=") else [flag, value]
+    error = fails(["fit", *few, *given], capsys)
+    assert f"unrecognized arguments: {' '.join(given)} (options are written out in full" in error
+
+
+def test_no_option_of_a_study_is_abbreviated(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unrecognized arguments: --qui " in fails(["study", "gradients", "--qui"], capsys)
+
+
+OWN_PARTS = """
+from lightning import Callback
+from odenet_lightning.augment import Augmentation
+
+
+class Picky(Callback):
+    def __init__(self, n: int = 2) -> None:
+        raise ValueError("Expected n to be:\\n - at most 1")
+
+
+class Packaged(Augmentation):
+    def __init__(self) -> None:
+        import no_such_package
+
+    def __call__(self, images):
+        return images
+
+
+class Mistyped(Packaged):
+    def __init__(self) -> None:
+        self.no_such_method()
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--trainer.callbacks", "parts.Picky"], "Picky: Expected n to be: - at most 1"),
+        (["--trainer.callbacks", "parts.Picky", "--trainer.callbacks.n", "3"], "Picky: Expected n to be: - at most 1"),
+        (["--trainer.callbacks=[{class_path: parts.Picky}]"], "Picky: Expected n to be: - at most 1"),
+        (["--data.augment", "parts.Packaged"], "Packaged: No module named 'no_such_package'"),
+        (["--data.augment", "parts.Mistyped"], "Mistyped: 'Mistyped' object has no attribute 'no_such_method'"),
+        (["--model.net.solver", "TorchDiffEq", "--model.net.solver.method", "dopri9"], "TorchDiffEq: torchdiffeq "),
+    ],
+)
+def test_a_constructors_own_error_is_shown(
+    args: list[str], told: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(workdir))
+    Path("parts.py").write_text(OWN_PARTS)
+    assert f"error: {told}" in fails(["fit", *args], capsys)

@@ -33,7 +33,7 @@ from odenet_lightning.checkpoints import (
 )
 from odenet_lightning.cli.argv import CommandLine, bare_data, defaults
 from odenet_lightning.cli.choices import RunLength, drawn_seed
-from odenet_lightning.cli.errors import UsageError, condense
+from odenet_lightning.cli.errors import UsageError, condense, named_in_errors
 from odenet_lightning.cli.layers import flat, is_spec
 from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, interrupted
 from odenet_lightning.cli.resume import of_checkpoint, refuse_another_optimizer
@@ -45,7 +45,13 @@ from odenet_lightning.unsupported import refuse_spawning
 
 
 class Parser(LightningArgumentParser):
-    """Raises instead of printing its usage, so that every error ends in one line."""
+    """Raises instead of printing its usage, so that every error ends in one line; takes no flag's abbreviation.
+
+    An abbreviation would pass by `CommandLine`, and with it a checkpoint's settings and whether it is trusted.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -108,6 +114,11 @@ class CLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         """Lightning's own way, in which the checkpoint beats the flags, is replaced by `parse_arguments`."""
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Behind Lightning's own, which note the classes of the model and the data for the checkpoint."""
+        self.parser.add_instantiator(named_in_errors, object)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
