@@ -701,9 +701,14 @@ def test_the_best_value_has_its_monitors_name(
 ) -> None:
     few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--pictures.every_n_epochs", "0"]
     fit = ["fit", *SAMPLE, "--data.root", str(sample_root), *QUICK, *few]
-    main([*fit, "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "min"])
+    main([*fit, "--checkpoint.monitor", "val/loss"])
     out = capsys.readouterr().out
-    assert re.search(r"^best val/loss +\d\.\d+$", out, re.MULTILINE)
+    (accuracy,) = re.findall(r"^best val/loss +\d\.\d+ \(val/acc (\d+\.\d\d%)\)$", out, re.MULTILINE)
+    assert f"val {accuracy}" in out, "that of the same epoch"
+    best = torch.load("lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
+    state = next(state for name, state in best["callbacks"].items() if "val/loss" in name)
+    assert "'mode': 'min'" in str(best["callbacks"].keys())
+    assert state["best_model_score"] == state["current_score"]
     assert "best val/acc" not in out
     main([*fit, "--trainer.check_val_every_n_epoch", "5"])
     out = capsys.readouterr().out
@@ -787,6 +792,9 @@ def test_a_config_that_is_none(content: bytes, told: str, workdir: Path, capsys:
         (["--trainer.callbacks", "LearningRateFinder"], "compare a few --model.optimizer.lr"),
         (["--trainer.callbacks", "BackboneFinetuning"], "needs the module to have 'backbone'"),
         (["--trainer.callbacks", "EarlyStopping"], "the following arguments are required: monitor"),
+        (["--checkpoint.monitor", "lr"], "whether lr should be large or small is not known: give --checkpoint.mode"),
+        (["--checkpoint.filename", "last"], "which is kept anyway: leave out --checkpoint.filename last"),
+        (["--checkpoint.save_last", "true"], "which is kept anyway: leave out --checkpoint.save_last"),
         (["--trainer.devices", "x"], "should be an int > 0"),
         (["--trainer.accumulate_grad_batches", "0"], "--trainer.accumulate_grad_batches must be positive, not 0"),
         (["--trainer.val_check_interval", "0"], "--trainer.val_check_interval must be positive, not 0"),
