@@ -228,7 +228,7 @@ def test_the_best_is_found_beside_the_resumed_checkpoint(
     main([*args, "--trainer.max_epochs", "1"])
     folder = workdir / "lightning_logs/version_0/checkpoints"
     if place == "moved":
-        folder = shutil.move(workdir / "lightning_logs", workdir / "moved") / "version_0/checkpoints"
+        folder = Path(shutil.move(workdir / "lightning_logs", workdir / "moved")) / "version_0/checkpoints"
     else:
         Path("other").mkdir()
         monkeypatch.chdir("other")

@@ -795,6 +795,7 @@ def test_a_config_that_is_none(content: bytes, told: str, workdir: Path, capsys:
         (["--checkpoint.monitor", "lr"], "whether lr should be large or small is not known: give --checkpoint.mode"),
         (["--checkpoint.filename", "last"], "which is kept anyway: leave out --checkpoint.filename last"),
         (["--checkpoint.save_last", "true"], "which is kept anyway: leave out --checkpoint.save_last"),
+        (["--trainer.barebones", "true"], "--trainer.barebones is for loops without logging and checkpoints"),
         (["--trainer.devices", "x"], "should be an int > 0"),
         (["--trainer.accumulate_grad_batches", "0"], "--trainer.accumulate_grad_batches must be positive, not 0"),
         (["--trainer.val_check_interval", "0"], "--trainer.val_check_interval must be positive, not 0"),
@@ -871,3 +872,46 @@ def test_a_constructors_own_error_is_shown(
     monkeypatch.syspath_prepend(str(workdir))
     Path("parts.py").write_text(OWN_PARTS)
     assert f"error: {told}" in fails(["fit", *args], capsys)
+
+
+@pytest.mark.parametrize("limit", ["limit_predict_batches", "fast_dev_run"])
+def test_a_limited_prediction_says_what_it_left_out(
+    run: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str], limit: str
+) -> None:
+    digits = load_sample(sample_root)
+    Path("mine").mkdir()
+    for index in range(5):
+        Image.fromarray(digits.images[index].numpy()).save(f"mine/{index}.png")
+    best = str(run / "checkpoints/best.ckpt")
+    main(["predict", "--ckpt_path", best, "--data.images", "mine", "--data.batch_size", "1", f"--trainer.{limit}", "2"])
+    assert "2 pictures classified, 0 skipped, 3 left out" in capsys.readouterr().out
+    (table,) = Path().rglob("predictions.csv")
+    assert [row.split(",")[0] for row in table.read_text().split()] == ["file", "mine/0.png", "mine/1.png"]
+
+
+def test_predictions_of_data_of_ones_own(
+    run: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(workdir))
+    alike = OWN_DATA.strip().replace("self.batch_size)\n", "batch_size=self.batch_size)\n")
+    Path("predicting.py").write_text(f"{alike}\n    predict_dataloader = train_dataloader\n")
+    main(["predict", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--data", "predicting.Letters", *QUICK[:4]])
+    assert "64 pictures classified" in capsys.readouterr().out
+    (table,) = Path().rglob("predictions.csv")
+    assert [row.split(",")[0] for row in table.read_text().split()] == ["file", *map(str, range(64))]
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_lost_process_names_no_checkpoint_that_is_not_there(
+    workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_kept: bool
+) -> None:
+    def lose(*_: Any) -> None:
+        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+
+    monkeypatch.setattr(Throughput, "on_validation_start" if not is_kept else "on_train_end", lose)
+    few = [*QUICK[:4], "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    few += ["--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0", "--pictures.every_n_epochs", "0"]
+    error = fails(["fit", *SAMPLE, "--data.root", str(sample_root), *few], capsys)
+    assert "another process of this run has ended" in error
+    last = "lightning_logs/version_0/checkpoints/last.ckpt"
+    assert error.endswith(f"the same command with --ckpt_path {last} resumes it" if is_kept else "no checkpoint yet")

@@ -98,16 +98,18 @@ def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__:
     print(text if text.startswith("***") else f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error is that of a process whose peers are gone."""
+    return re.search(r"gloo/transport|NCCL (error|communicator)", str(error)) is not None
+
+
 def explain(error: BaseException) -> str:
     """An error in one line."""
     text = condense(str(error))
     if "Error(s) in loading state_dict" in text:
         return f"the checkpoint does not fit the network of this config ({text.split(':', 2)[-1].strip()[:160]} ...)"
-    if re.search(r"gloo/transport|NCCL (error|communicator)", text):
-        return (
-            "another process of this run has ended, or cannot be reached: see its own error; "
-            "what was trained is in last.ckpt, and --ckpt_path resumes from there"
-        )
+    if is_lost_process(error):
+        return "another process of this run has ended, or cannot be reached: see its own error"
     for pattern, hint in FORESEEN.items():
         if re.fullmatch(pattern, text):
             return re.sub(pattern, hint, text)

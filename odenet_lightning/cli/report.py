@@ -91,10 +91,14 @@ def complete(trainer: Trainer, model: ClassifierModule) -> str:
     return f"{told}; to continue, give a larger {larger}" if larger else told
 
 
+def how_to_resume(trainer: Trainer) -> str:
+    """What is left of a run that has ended early."""
+    last = LastCheckpoint.path(trainer)
+    if last is None or not last.is_file():
+        return "there is no checkpoint yet"
+    return f"the same command with --ckpt_path {os.path.relpath(last)} resumes it"
+
+
 def interrupted(trainer: Trainer) -> str:
     """Where an interrupted run stopped, and how it is resumed."""
-    last = LastCheckpoint.path(trainer)
-    left = "there is no checkpoint yet"
-    if last is not None and last.is_file():
-        left = f"the same command with --ckpt_path {os.path.relpath(last)} resumes it"
-    return f"interrupted at step {trainer.global_step:,}: {left}"
+    return f"interrupted at step {trainer.global_step:,}: {how_to_resume(trainer)}"
