@@ -13,6 +13,7 @@ import torch
 from lightning import Trainer
 
 from odenet_lightning.checkpoints import (
+    BestCheckpoint,
     CheckpointError,
     LastCheckpoint,
     WholeCheckpointIO,
@@ -215,6 +216,38 @@ def test_only_checkpoints_beside_the_resumed_one_are_brought_along(workdir: Path
         torch.save(checkpoint, path)
         main([*args, "--ckpt_path", str(path), "--trainer.max_epochs", "4", "--model.schedule", "constant"])
     assert not [found for found in Path("lightning_logs").rglob("*") if found.name in ("secret.txt", "other.ckpt")]
+
+
+@pytest.mark.parametrize("place", ["moved", "other_cwd", "lone"])
+def test_the_best_is_found_beside_the_resumed_checkpoint(
+    workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    """Where the folder has moved, and from another working directory, in which the same names mean other files."""
+    still = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1e-12", "--model.schedule", "constant"]
+    args = [*FIT, "--data.root", str(sample_root), *SHORT, "--pictures.every_n_epochs", "0", *still]
+    main([*args, "--trainer.max_epochs", "1"])
+    folder = workdir / "lightning_logs/version_0/checkpoints"
+    if place == "moved":
+        folder = Path(shutil.move(workdir / "lightning_logs", workdir / "moved")) / "version_0/checkpoints"
+    else:
+        Path("other").mkdir()
+        monkeypatch.chdir("other")
+    if place == "lone":
+        folder = Path(shutil.copy(folder / "last.ckpt", ".")).parent
+    capsys.readouterr()
+    main([*args, "--trainer.max_epochs", "2", "--ckpt_path", str(folder / "last.ckpt")])
+    (named,) = (line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("best checkpoint"))
+    assert named == "lightning_logs/version_0/checkpoints/best.ckpt"
+    # it never gets better than in the first epoch, unless that one is not there to compare with
+    assert torch.load(named, weights_only=True)["global_step"] == (8 if place == "lone" else 4)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode"), [("val/acc", "max"), ("val/loss", "min"), ("nfe/val_forward", "min"), ("y0_error", "min")]
+)
+def test_the_mode_follows_from_the_monitor(monitor: str, mode: str) -> None:
+    assert BestCheckpoint(monitor=monitor).mode == mode
+    assert BestCheckpoint(monitor=monitor, mode="max").mode == "max"
 
 
 def test_what_is_brought_along_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

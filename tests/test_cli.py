@@ -701,9 +701,14 @@ def test_the_best_value_has_its_monitors_name(
 ) -> None:
     few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--pictures.every_n_epochs", "0"]
     fit = ["fit", *SAMPLE, "--data.root", str(sample_root), *QUICK, *few]
-    main([*fit, "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "min"])
+    main([*fit, "--checkpoint.monitor", "val/loss"])
     out = capsys.readouterr().out
-    assert re.search(r"^best val/loss +\d\.\d+$", out, re.MULTILINE)
+    (accuracy,) = re.findall(r"^best val/loss +\d\.\d+ \(val/acc (\d+\.\d\d%)\)$", out, re.MULTILINE)
+    assert f"val {accuracy}" in out, "that of the same epoch"
+    best = torch.load("lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
+    state = next(state for name, state in best["callbacks"].items() if "val/loss" in name)
+    assert "'mode': 'min'" in str(best["callbacks"].keys())
+    assert state["best_model_score"] == state["current_score"]
     assert "best val/acc" not in out
     main([*fit, "--trainer.check_val_every_n_epoch", "5"])
     out = capsys.readouterr().out
@@ -787,6 +792,10 @@ def test_a_config_that_is_none(content: bytes, told: str, workdir: Path, capsys:
         (["--trainer.callbacks", "LearningRateFinder"], "compare a few --model.optimizer.lr"),
         (["--trainer.callbacks", "BackboneFinetuning"], "needs the module to have 'backbone'"),
         (["--trainer.callbacks", "EarlyStopping"], "the following arguments are required: monitor"),
+        (["--checkpoint.monitor", "lr"], "whether lr should be large or small is not known: give --checkpoint.mode"),
+        (["--checkpoint.filename", "last"], "which is kept anyway: leave out --checkpoint.filename last"),
+        (["--checkpoint.save_last", "true"], "which is kept anyway: leave out --checkpoint.save_last"),
+        (["--trainer.barebones", "true"], "--trainer.barebones is for loops without logging and checkpoints"),
         (["--trainer.devices", "x"], "should be an int > 0"),
         (["--trainer.accumulate_grad_batches", "0"], "--trainer.accumulate_grad_batches must be positive, not 0"),
         (["--trainer.val_check_interval", "0"], "--trainer.val_check_interval must be positive, not 0"),
@@ -803,3 +812,106 @@ def test_foreseeable_slips(
     )
     assert told in error
     assert "unexpected" not in error
+
+
+@pytest.mark.parametrize("flag", ["--ckpt", "--conf", "--ckpt_pat=", "--trainer.max_epoch"])
+def test_no_option_is_abbreviated(
+    flag: str, run: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An abbreviated checkpoint would bring neither its settings nor the question whether it is trusted."""
+    Path("c.yaml").write_text("trainer: {max_epochs: 1}")
+    value = {"--conf": "c.yaml", "--trainer.max_epoch": "1"}.get(flag, str(run / "checkpoints/last.ckpt"))
+    few = [*QUICK, "--trainer.fast_dev_run", "1", *SAMPLE, "--data.root", str(sample_root)]
+    given = [flag + value] if flag.endswith("=") else [flag, value]
+    error = fails(["fit", *few, *given], capsys)
+    assert f"unrecognized arguments: {' '.join(given)} (options are written out in full" in error
+
+
+def test_no_option_of_a_study_is_abbreviated(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unrecognized arguments: --qui " in fails(["study", "gradients", "--qui"], capsys)
+
+
+OWN_PARTS = """
+from lightning import Callback
+from odenet_lightning.augment import Augmentation
+
+
+class Picky(Callback):
+    def __init__(self, n: int = 2) -> None:
+        raise ValueError("Expected n to be:\\n - at most 1")
+
+
+class Packaged(Augmentation):
+    def __init__(self) -> None:
+        import no_such_package
+
+    def __call__(self, images):
+        return images
+
+
+class Mistyped(Packaged):
+    def __init__(self) -> None:
+        self.no_such_method()
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--trainer.callbacks", "parts.Picky"], "Picky: Expected n to be: - at most 1"),
+        (["--trainer.callbacks", "parts.Picky", "--trainer.callbacks.n", "3"], "Picky: Expected n to be: - at most 1"),
+        (["--trainer.callbacks=[{class_path: parts.Picky}]"], "Picky: Expected n to be: - at most 1"),
+        (["--data.augment", "parts.Packaged"], "Packaged: No module named 'no_such_package'"),
+        (["--data.augment", "parts.Mistyped"], "Mistyped: 'Mistyped' object has no attribute 'no_such_method'"),
+        (["--model.net.solver", "TorchDiffEq", "--model.net.solver.method", "dopri9"], "TorchDiffEq: torchdiffeq "),
+    ],
+)
+def test_a_constructors_own_error_is_shown(
+    args: list[str], told: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(workdir))
+    Path("parts.py").write_text(OWN_PARTS)
+    assert f"error: {told}" in fails(["fit", *args], capsys)
+
+
+@pytest.mark.parametrize("limit", ["limit_predict_batches", "fast_dev_run"])
+def test_a_limited_prediction_says_what_it_left_out(
+    run: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str], limit: str
+) -> None:
+    digits = load_sample(sample_root)
+    Path("mine").mkdir()
+    for index in range(5):
+        Image.fromarray(digits.images[index].numpy()).save(f"mine/{index}.png")
+    best = str(run / "checkpoints/best.ckpt")
+    main(["predict", "--ckpt_path", best, "--data.images", "mine", "--data.batch_size", "1", f"--trainer.{limit}", "2"])
+    assert "2 pictures classified, 0 skipped, 3 left out" in capsys.readouterr().out
+    (table,) = Path().rglob("predictions.csv")
+    assert [row.split(",")[0] for row in table.read_text().split()] == ["file", "mine/0.png", "mine/1.png"]
+
+
+def test_predictions_of_data_of_ones_own(
+    run: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(workdir))
+    alike = OWN_DATA.strip().replace("self.batch_size)\n", "batch_size=self.batch_size)\n")
+    Path("predicting.py").write_text(f"{alike}\n    predict_dataloader = train_dataloader\n")
+    main(["predict", "--ckpt_path", str(run / "checkpoints/best.ckpt"), "--data", "predicting.Letters", *QUICK[:4]])
+    assert "64 pictures classified" in capsys.readouterr().out
+    (table,) = Path().rglob("predictions.csv")
+    assert [row.split(",")[0] for row in table.read_text().split()] == ["file", *map(str, range(64))]
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_lost_process_names_no_checkpoint_that_is_not_there(
+    workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_kept: bool
+) -> None:
+    def lose(*_: Any) -> None:
+        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+
+    monkeypatch.setattr(Throughput, "on_validation_start" if not is_kept else "on_train_end", lose)
+    few = [*QUICK[:4], "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    few += ["--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0", "--pictures.every_n_epochs", "0"]
+    error = fails(["fit", *SAMPLE, "--data.root", str(sample_root), *few], capsys)
+    assert "another process of this run has ended" in error
+    last = "lightning_logs/version_0/checkpoints/last.ckpt"
+    assert error.endswith(f"the same command with --ckpt_path {last} resumes it" if is_kept else "no checkpoint yet")

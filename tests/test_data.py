@@ -105,9 +105,10 @@ def test_batches_are_the_posts(sample_root: Path) -> None:
 
     module = MNISTDataModule(root=str(sample_root), source="sample", batch_size=16)
     module.setup("test")
-    images, labels = module.on_after_batch_transfer(next(iter(module.test_dataloader())), 0)
+    raw = next(iter(module.test_dataloader()))
+    images, labels = module.on_after_batch_transfer(raw, 0)
     post = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])])
-    expected = torch.stack([post(image.numpy()[..., None]) for image in module.parts["test"].images[:16]])
+    expected = torch.stack([post(image.numpy()[..., None]) for image in raw[0]])
     torch.testing.assert_close(images, expected)
     assert labels.dtype == torch.int64
     assert images.min() >= -1.0
@@ -277,3 +278,15 @@ def test_other_batches_are_refused_within_an_epoch() -> None:
     for _ in stream:
         pass
     TrainingBatches(numbered(100), 10, EpochOrder(100, 0), processes=2).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_the_first_batches_are_a_fair_draw(sample_root: Path, part: str) -> None:
+    """Although the sample's digits are sorted by class; the whole is the same as ever."""
+    module = MNISTDataModule(root=str(sample_root), source="sample", batch_size=100)
+    module.setup("test")
+    batches = list(getattr(module, f"{part}_dataloader")())
+    assert len(batches[0][1].unique()) == 10
+    assert torch.equal(batches[0][1], next(iter(getattr(module, f"{part}_dataloader")()))[1]), "the same each time"
+    seen = torch.cat([images for images, _ in batches]).flatten(1).tolist()
+    assert sorted(seen) == sorted(module.parts[part].images.flatten(1).tolist())

@@ -149,3 +149,26 @@ def test_whatever_a_reader_raises_is_one_picture_s_fault(
     _, paths, bad = load_folder(tmp_path)
     assert [path.name for path in paths] == ["b.png"]
     assert bad == ["'a.png': unpack requires a buffer of 2 bytes"]
+
+
+def overlap(path: Path, digit: Tensor) -> float:
+    """Of the ink that is read with a digit's."""
+    found = read_digit(path).float()
+    return float((found * digit).sum() / (found.norm() * digit.norm()))
+
+
+@pytest.mark.parametrize("ink", ["white", "black"])
+def test_ink_on_a_transparent_background(tmp_path: Path, digit: Tensor, ink: str) -> None:
+    """The paper is the contrary of the ink."""
+    picture = Image.new("RGBA", (28, 28), ink)
+    picture.putalpha(Image.fromarray((digit * 255).to(torch.uint8).numpy()))
+    picture.resize((84, 84)).save(tmp_path / "ink.png")
+    assert overlap(tmp_path / "ink.png", digit) > 0.85
+
+
+def test_a_sheet_with_transparent_margins_is_paper(tmp_path: Path, digit: Tensor) -> None:
+    sheet = Image.fromarray(((1 - digit) * 255).to(torch.uint8).numpy()).convert("RGBA").resize((84, 84))
+    picture = Image.new("RGBA", (100, 100))
+    picture.paste(sheet, (8, 8))
+    picture.save(tmp_path / "sheet.png")
+    assert overlap(tmp_path / "sheet.png", digit) > 0.85

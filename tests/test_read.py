@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from odenet_lightning import ClassifierModule, ODENet, module
+from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet, module
+from odenet_lightning.augment import Deform
 from odenet_lightning.checkpoints import RefusedCheckpoint
 from odenet_lightning.cli import main
 from odenet_lightning.optimizers import MuonWithAdamW
@@ -65,6 +66,54 @@ def test_a_network_is_never_guessed(tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(RefusedCheckpoint, match=r"does not say what its network is: give it \(net=\.\.\.\)"):
         ClassifierModule.load_from_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_lightnings_own_arguments_of_loading(workdir: Path) -> None:
+    path = FORMER / "epoch_end.ckpt"
+    assert ClassifierModule.load_from_checkpoint(path, weights_only=True, strict=True).net.num_params
+    for place in ("cpu", "meta"):
+        loaded = ClassifierModule.load_from_checkpoint(path, map_location=place)
+        assert {tensor.device.type for tensor in loaded.state_dict().values()} == {place}
+    stored = torch.load(path, weights_only=True)
+    name = next(iter(stored["state_dict"]))
+    del stored["state_dict"][name]
+    torch.save(stored, "part.ckpt")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        ClassifierModule.load_from_checkpoint("part.ckpt")
+    assert name in ClassifierModule.load_from_checkpoint("part.ckpt", strict=False).state_dict()
+    with pytest.raises(ValueError, match="leave weights_only out"):
+        ClassifierModule.load_from_checkpoint(path, weights_only=False)
+    with pytest.raises(ValueError, match="leave hparams_file out"):
+        ClassifierModule.load_from_checkpoint(path, hparams_file="hparams.yaml")
+
+
+@pytest.mark.filterwarnings("default:.*was trained with Deform")
+@pytest.mark.parametrize("command", ["test", "validate", "fit"])
+def test_the_command_line_guesses_no_network(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Of a checkpoint that a Trainer in plain Python has written; with its name it goes on."""
+    trainer = trainer_in(workdir, max_epochs=1)
+    data = MNISTDataModule(str(sample_root), "sample", batch_size=500, augment=Deform())
+    module = ClassifierModule(ODENet(2, solver=RK4(num_steps=1)), schedule="constant")
+    trainer.fit(module, data)
+    trainer.save_checkpoint("plain.ckpt")
+    call = [command, "--data.root", str(sample_root), *SMALL[:4], "--ckpt_path", "plain.ckpt"]
+    net = ["--model.net", "ODENet", "--model.net.channels", "2"]
+    for part in ([], ["--model.net.solver", "RK4"]):
+        with pytest.raises(SystemExit):
+            main([*call, *part])
+        assert "plain.ckpt does not say what its network" in capsys.readouterr().err
+    if command != "fit":
+        main([*call, *net])
+        return
+    with pytest.raises(SystemExit):
+        main([*call, *net])
+    assert "its optimiser is: name it and its settings (--model.optimizer CLASS" in capsys.readouterr().err
+    longer = ["--trainer.max_epochs", "2", "--trainer.limit_val_batches", "1", "--pictures.every_n_epochs", "0"]
+    main([*call, *net, "--model.optimizer", "AdamW", *longer])
+    told = "plain.ckpt was trained with Deform, and does not say with which settings"
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["epoch_end", "within_epoch"])

@@ -18,6 +18,8 @@ from odenet_lightning.trainer import datamodule
 class PredictionWriter(Callback):
     """Writes predictions.csv (file, digit, confidence) and predictions.png, a contact sheet.
 
+    Images of another data module have numbers in the place of files, in the order of its loader.
+
     (Lightning's `BasePredictionWriter` needs each batch's indices from a `DataLoader`, and warns at
     every batch that comes from elsewhere, as this project's do.)
     """
@@ -44,18 +46,18 @@ class PredictionWriter(Callback):
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = datamodule(trainer)
-        if data is None:
-            return
         folder = Path(trainer.log_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         digits, confidences, images = (
             torch.cat([batch[key] for batch in self.batches]) for key in ("digit", "confidence", "images")
         )
-        names = [path.name for path in data.predict_paths]
+        paths = data.predict_paths if data is not None else [Path(str(index)) for index in range(len(digits))]
+        unreadable = data.unreadable if data is not None else []
+        names = [path.name for path in paths[: len(digits)]]  # a limit of batches may leave some out
         with (folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "digit", "confidence"])
-            for path, digit, confidence in zip(data.predict_paths, digits.tolist(), confidences.tolist(), strict=True):
+            for path, digit, confidence in zip(paths, digits.tolist(), confidences.tolist(), strict=False):
                 writer.writerow([str(path), digit, f"{confidence:.4f}"])
         contact_sheet(images, names, digits.tolist(), confidences.tolist()).savefig(folder / "predictions.png")
         if any(block.solver.controls_error for block in classifier(pl_module).net.ode_blocks):
@@ -63,7 +65,8 @@ class PredictionWriter(Callback):
                 "note: the solver chooses one step size for a whole batch, so confidences may depend on the other "
                 "images of the batch"
             )
-        for line in data.unreadable:
+        for line in unreadable:
             print(f"skipped {line}", file=sys.stderr)
-        print(f"{len(names)} pictures classified, {len(data.unreadable)} skipped")
+        left_out = f", {len(paths) - len(names)} left out" if len(paths) > len(names) else ""
+        print(f"{len(names)} pictures classified, {len(unreadable)} skipped{left_out}")
         print(f"predictions:   {folder / 'predictions.csv'}\ncontact sheet: {folder / 'predictions.png'}", flush=True)

@@ -1,8 +1,9 @@
 """BestCheckpoint: the best epoch's weights, also over resumed runs."""
 
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -11,13 +12,33 @@ from typing_extensions import override
 from odenet_lightning.checkpoints.atomic import CheckpointError, bring_along
 from odenet_lightning.checkpoints.slurm import is_requeued
 
+ACCURACY = "val/acc"
+
 
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's, which in a resumed run also remembers what was best before, and brings the file along.
 
     Lightning forgets it where the folder has changed, and would call the first epoch after the resume
-    the best.
+    the best. Each checkpoint also keeps the validation accuracy (`val_acc`), whatever is monitored.
+
+    Args:
+        dirpath: folder of the files; by default that of the run.
+        filename: name of the best one, without its ending.
+        monitor: what is best in it: a name that is logged.
+        mode: "max" or "min"; by default accuracies are to be large, and losses, errors and evaluations small.
+        kwargs: Lightning's.
     """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dirpath, filename, monitor, mode=mode or mode_of(monitor), **kwargs)
+        self.fits, self.resumed_folder = False, None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -40,34 +61,47 @@ class BestCheckpoint(ModelCheckpoint):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the earlier run's best files, where they are still there."""
-        if not self.fits:
+        """Take over the earlier run's best files, where they are beside the checkpoint that is resumed.
+
+        Where they once were is of no account: the folder may have moved, or the run may have begun elsewhere.
+        """
+        if not self.fits or self.dirpath is None or self.resumed_folder is None:
             return
-        earlier, own = state_dict.get("dirpath"), self.dirpath
-        if own is None or earlier is None or Path(earlier) == Path(own):
-            super().load_state_dict(state_dict)
-            return
+        best, scores = state_dict["best_model_path"], state_dict.get("best_k_models", {})
         moved: dict[str, str] = {}
-        for old in {*state_dict.get("best_k_models", {}), state_dict["best_model_path"]} - {""}:
-            # a checkpoint says where the best one is; only one beside itself is believed
-            if (
-                Path(old).is_file()
-                and Path(old).suffix == ".ckpt"
-                and Path(old).resolve().parent == self.resumed_folder
-            ):
+        for old in {*scores, best} - {""}:
+            source = self.resumed_folder / os.path.basename(old)
+            if source.is_file() and source.suffix == ".ckpt":
                 # spelled as Lightning spells it, which removes a file of another spelling as an old one
-                moved[old] = os.path.join(own, os.path.basename(old))
-                bring_along(Path(old), Path(moved[old]))
-        if state_dict["best_model_path"] not in moved:
+                moved[old] = os.path.join(self.dirpath, source.name)
+                if Path(moved[old]).resolve() != source:
+                    bring_along(source, Path(moved[old]))
+        if best not in moved:
             return
-        self.best_model_path, self.best_model_score = (
-            moved[state_dict["best_model_path"]],
-            state_dict["best_model_score"],
-        )
-        scores = state_dict.get("best_k_models", {})
+        self.best_model_path, self.best_model_score = moved[best], state_dict["best_model_score"]
         self.best_k_models = {moved[old]: score for old, score in scores.items() if old in moved}
         self.kth_best_model_path = moved.get(state_dict.get("kth_best_model_path", ""), self.best_model_path)
         self.kth_value = self.best_k_models.get(self.kth_best_model_path, state_dict["best_model_score"])  # pyright: ignore[reportAttributeAccessIssue] -- declared narrower than Lightning itself uses it
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the accuracy, for the summary of a run that monitors something else."""
+        if ACCURACY in trainer.callback_metrics:
+            checkpoint["val_acc"] = float(trainer.callback_metrics[ACCURACY])
+
+
+def mode_of(monitor: str | None) -> Literal["min", "max"]:
+    """Whether the best value of a metric is its largest or its smallest, by its name.
+
+    Raises:
+        ValueError: the name does not tell.
+    """
+    words = set(re.split(r"[^a-z]+", (monitor or "loss").lower()))
+    if words & {"acc", "accuracy"}:
+        return "max"
+    if words & {"loss", "error", "nfe"}:
+        return "min"
+    raise ValueError(f"whether {monitor} should be large or small is not known: give --checkpoint.mode max or min")
 
 
 def refuse_to_overwrite(folder: Path, resumed_folder: Path | None) -> None:

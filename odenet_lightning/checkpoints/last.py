@@ -69,6 +69,20 @@ class LastCheckpoint(Checkpoint):
         return self.in_slurm and trainer.strategy.reduce_boolean_decision(preempted.is_set(), all=False)
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a second owner of `last.ckpt`.
+
+        Raises:
+            ValueError: another callback would write it, too.
+        """
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and (callback.filename == "last" or callback.save_last):
+                raise ValueError(
+                    "last.ckpt is the state to resume from, which is kept anyway: leave out "
+                    + ("--checkpoint.save_last" if callback.save_last else "--checkpoint.filename last")
+                )
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step = trainer.global_step
         self.is_pending = self.is_preempted = False

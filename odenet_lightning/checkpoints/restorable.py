@@ -22,20 +22,36 @@ class Restorable(LightningModule):
 
     @classmethod
     @override
-    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride] -- no code is read, no hparams file
-        cls, checkpoint_path: str | Path, map_location: Any = "cpu", trusted: str | None = None, **kwargs: Any
+    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride] -- a path, no open file
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        *,
+        trusted: str | None = None,
+        **kwargs: Any,
     ) -> Self:
         """The module of a checkpoint that `fit` has written, with its network, weights and optimiser.
 
         Args:
             checkpoint_path: the file.
-            map_location: where its tensors go.
+            map_location: where its tensors and the module go.
+            hparams_file: Lightning's; refused, as the checkpoint keeps its own config.
+            strict: whether the weights must be all of the network's; by default the module's `strict_loading`.
+            weights_only: Lightning's; false is refused, as no checkpoint may run code.
             trusted: a module or package of your own, whose classes the checkpoint may name; they are imported.
             kwargs: arguments of the constructor that replace the checkpoint's.
 
         Raises:
             RefusedCheckpoint: it cannot be read, does not say what its network is, or names a class not trusted.
+            ValueError: a setting of Lightning's that is refused.
         """
+        if weights_only is False:
+            raise ValueError("checkpoints are loaded as data only, so that none can run code: leave weights_only out")
+        if hparams_file is not None:
+            raise ValueError("a checkpoint keeps its own config: leave hparams_file out, and give changes as arguments")
         checkpoint = load_checkpoint(checkpoint_path, map_location)
         kept = {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key[:1] != "_"}
         wanted = [key for key in ("net", "optimizer") if key not in kwargs]
@@ -47,7 +63,10 @@ class Restorable(LightningModule):
             )
         plain = {key: value for key, value in kept.items() if key not in ("net", "optimizer")}
         module = cls(**{**plain, **made, **kwargs})
-        module.load_state_dict(checkpoint["state_dict"])
+        weights = checkpoint["state_dict"]
+        if weights:
+            module.to(next(iter(weights.values())).device)
+        module.load_state_dict(weights, strict=module.strict_loading if strict is None else strict)
         module.on_load_checkpoint(checkpoint)
         module.hparams.update({key: kept[key] for key in made})
         return module

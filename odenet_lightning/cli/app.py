@@ -34,9 +34,9 @@ from odenet_lightning.checkpoints import (
 )
 from odenet_lightning.cli.argv import CommandLine, bare_data, defaults
 from odenet_lightning.cli.choices import RunLength, drawn_seed
-from odenet_lightning.cli.errors import UsageError, condense
+from odenet_lightning.cli.errors import UsageError, condense, explain, is_lost_process, named_in_errors
 from odenet_lightning.cli.layers import flat, is_spec
-from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, interrupted
+from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, how_to_resume, interrupted
 from odenet_lightning.cli.resume import of_checkpoint, refuse_another_optimizer
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.divergence import DivergenceError
@@ -46,7 +46,13 @@ from odenet_lightning.unsupported import refuse_spawning
 
 
 class Parser(LightningArgumentParser):
-    """Raises instead of printing its usage, so that every error ends in one line."""
+    """Raises instead of printing its usage, so that every error ends in one line; takes no flag's abbreviation.
+
+    An abbreviation would pass by `CommandLine`, and with it a checkpoint's settings and whether it is trusted.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -112,9 +118,19 @@ class CLI(LightningCLI):
         """Lightning's own way, in which the checkpoint beats the flags, is replaced by `parse_arguments`."""
 
     @override
+    def before_instantiate_classes(self) -> None:
+        """Behind Lightning's own, which note the classes of the model and the data for the checkpoint."""
+        self.parser.add_instantiator(named_in_errors, object)
+
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A logger without stub metrics, a progress bar for terminals only, a length where none is given."""
         trainer = self._get(self.config_init, "trainer")
+        if trainer.barebones:  # Lightning would blame the logger and the callbacks that are added here
+            raise UsageError(
+                "--trainer.barebones is for loops without logging and checkpoints: give --trainer.logger false and "
+                "--trainer.enable_checkpointing false instead"
+            )
         callbacks: list[Callback] = [Resume(), Throughput(), EventFile(), TestReport(), PredictionWriter()]
         if trainer.logger in (None, True):
             root = trainer.default_root_dir or "."
@@ -190,6 +206,10 @@ class CLI(LightningCLI):
             left = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"
             advice = "; in training a smaller learning rate or gradient clipping may help"
             raise type(error)(f"{error}{advice if isinstance(error, SolverError) else ''}; {left}") from error
+        except RuntimeError as error:
+            if not is_lost_process(error):
+                raise
+            raise RuntimeError(f"{explain(error)}; {how_to_resume(self.trainer)}") from error
         except SystemExit as end:  # so Lightning ends: with 0 after a SIGTERM, with 1 after Ctrl-C
             code = 143 if isinstance(end, SIGTERMException) else 130 if end.code == 1 else None
             if code is None:  # a preempted job

@@ -63,6 +63,16 @@ class CommandLine:
                 named = given.get("class_path", named) if isinstance(given, dict) else given
         return None if named is None or same_class(named, DATA) else str(named)
 
+    def given(self, *place: str) -> Any:
+        """What configs or flags give at a place, such as `model`, `net`; None if nothing."""
+        tree: Any = self.configs
+        for part in place:
+            tree = arguments(tree).get(part) if isinstance(tree, dict) else None
+        for key, value in pairs(self.flags):
+            if key in ([*place], [*place, "class_path"]):
+                tree = loaded(value)
+        return tree
+
     @property
     def parsed_flags(self) -> list[str]:
         """The flags without the built-in data module's name: the parser takes its settings without a class."""

@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -16,6 +17,10 @@ class UsageError(RuntimeError):
     """The command line cannot be understood."""
 
 
+class ConstructionError(RuntimeError):
+    """A class that the command line names cannot be made with these settings."""
+
+
 # what jsonargparse says of a union's branches without helping a reader
 NOISE = ("Does not validate", "Expected a NoneType", "Expected a path", "Given value", "Subtypes")
 
@@ -26,8 +31,10 @@ CLASS_HINTS = {
     r"Expected an instantiatable class, but .* is abstract": "its settings need its class before them",
 }
 
-# what Lightning says of options that this project's module cannot serve, as what to do about it
+# what argparse says of options that it does not know, and Lightning of those that this project's module cannot serve,
+# as what to do about it
 FORESEEN = {
+    r"(unrecognized arguments: .*)": r"\1 (options are written out in full, as --help lists them)",
     r"(?s).*'ClassifierModule' object has no attribute '(\w+)'.*": r"a callback needs the module to have "
     r"'\1', which it does not: leave the callback out",
 }
@@ -35,13 +42,13 @@ FORESEEN = {
 
 def condense(message: str) -> str:
     """Jsonargparse's report of a failed parse, a tree over several lines, as the path to its most telling leaf."""
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(message.split()))
-    if not re.search(r"Does not validate| - Expected ", text):
-        return text
+    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message.strip())
+    if not re.search(r"Does not validate|\s- Expected ", message):
+        return " ".join(message.split())
     keys: list[str] = []
     leaves: list[tuple[bool, int, str]] = []  # each with whether it says more than a type, and its depth
-    for part in re.split(r"(?:^|\s)-\s|Errors:|(?=Given value)", text):
-        part = re.sub(r"Problem with given class_path '[^']*':", "", part).strip()
+    for part in re.split(r"(?:^|\n)\s*-\s|Errors:|(?=Given value)", message):
+        part = re.sub(r"Problem with given class_path '[^']*':", "", " ".join(part.split())).strip()
         while key := re.match(r'Parser key "([^"]+)":\s*', part):
             keys.append(key.group(1))
             part = part[key.end() :]
@@ -53,9 +60,19 @@ def condense(message: str) -> str:
             if re.search(pattern, leaf):
                 return re.sub(pattern, hint, leaf)
     # the deepest: what is wrong with an option of the class that was meant, not that it is no bool
-    told = max(leaves, key=lambda leaf: leaf[:2], default=(False, 0, ""))[2]
-    named = re.search(r"Given value: Namespace\(class_path='[\w.]*?(\w+)'", text)
-    return f"{named.group(1)}: {told}" if named and not keys and named.group(1) not in told else told
+    return max(leaves, key=lambda leaf: leaf[:2], default=(False, 0, ""))[2]
+
+
+def named_in_errors(kind: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a constructor; whatever it raises names its class: jsonargparse would mix it with what it says of types.
+
+    Raises:
+        ConstructionError: it raised.
+    """
+    try:
+        return kind(*args, **kwargs)
+    except Exception as e:
+        raise ConstructionError(f"{kind.__name__}: {' '.join(str(e).split()) or type(e).__name__}") from e
 
 
 def quieten() -> None:
@@ -81,16 +98,18 @@ def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__:
     print(text if text.startswith("***") else f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error is that of a process whose peers are gone."""
+    return re.search(r"gloo/transport|NCCL (error|communicator)", str(error)) is not None
+
+
 def explain(error: BaseException) -> str:
     """An error in one line."""
     text = condense(str(error))
     if "Error(s) in loading state_dict" in text:
         return f"the checkpoint does not fit the network of this config ({text.split(':', 2)[-1].strip()[:160]} ...)"
-    if re.search(r"gloo/transport|NCCL (error|communicator)", text):
-        return (
-            "another process of this run has ended, or cannot be reached: see its own error; "
-            "what was trained is in last.ckpt, and --ckpt_path resumes from there"
-        )
+    if is_lost_process(error):
+        return "another process of this run has ended, or cannot be reached: see its own error"
     for pattern, hint in FORESEEN.items():
         if re.fullmatch(pattern, text):
             return re.sub(pattern, hint, text)

@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from odenet_lightning.checkpoints import LastCheckpoint
-from odenet_lightning.checkpoints.read import kept_model
+from odenet_lightning.checkpoints.best import ACCURACY
+from odenet_lightning.checkpoints.read import kept_model, load_checkpoint
 from odenet_lightning.checkpoints.trust import foreign_texts
 from odenet_lightning.cli.errors import PROGRAM
 from odenet_lightning.data import MNISTDataModule
@@ -21,7 +22,7 @@ Rows = list[tuple[str, str]]
 def best_checkpoint(trainer: Trainer) -> tuple[str, tuple[str, float] | None]:
     """The best checkpoint's path, with the name and value of what it is best in; else the last one's; else nothing."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.best_model_path and callback.monitor:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and Path(callback.best_model_path).is_file():
             score = callback.best_model_score
             return callback.best_model_path, None if score is None else (callback.monitor, float(score))
     last = LastCheckpoint.path(trainer)
@@ -33,13 +34,20 @@ def as_text(name: str, value: float) -> str:
     return f"{value:.2%}" if name.rpartition("/")[2] == "acc" else f"{value:.4g}"
 
 
+def accuracy_beside(monitor: str, path: str) -> str:
+    """The accuracy of a checkpoint that is best in something else, in brackets."""
+    accuracy = None if monitor == ACCURACY else load_checkpoint(path).get("val_acc")
+    return "" if accuracy is None else f" ({ACCURACY} {as_text(ACCURACY, accuracy)})"
+
+
 def end_of_fit(trainer: Trainer, model: ClassifierModule, data: LightningDataModule) -> str:
     """The table printed after a fit."""
     rows: Rows = [("digits", digits(data))] if isinstance(data, MNISTDataModule) else [("data", type(data).__name__)]
     rows.append(("trained", f"{trainer.current_epoch} epochs, {trainer.global_step:,} steps"))
     path, score = best_checkpoint(trainer)
     if score is not None:
-        rows += [(f"best {score[0]}", as_text(*score)), ("best checkpoint", os.path.relpath(path))]
+        rows += [(f"best {score[0]}", as_text(*score) + accuracy_beside(score[0], path))]
+        rows.append(("best checkpoint", os.path.relpath(path)))
     else:
         rows.append(("last checkpoint", os.path.relpath(path) if path else "none"))
     if isinstance(trainer.logger, TensorBoardLogger):
@@ -83,10 +91,14 @@ def complete(trainer: Trainer, model: ClassifierModule) -> str:
     return f"{told}; to continue, give a larger {larger}" if larger else told
 
 
+def how_to_resume(trainer: Trainer) -> str:
+    """What is left of a run that has ended early."""
+    last = LastCheckpoint.path(trainer)
+    if last is None or not last.is_file():
+        return "there is no checkpoint yet"
+    return f"the same command with --ckpt_path {os.path.relpath(last)} resumes it"
+
+
 def interrupted(trainer: Trainer) -> str:
     """Where an interrupted run stopped, and how it is resumed."""
-    last = LastCheckpoint.path(trainer)
-    left = "there is no checkpoint yet"
-    if last is not None and last.is_file():
-        left = f"the same command with --ckpt_path {os.path.relpath(last)} resumes it"
-    return f"interrupted at step {trainer.global_step:,}: {left}"
+    return f"interrupted at step {trainer.global_step:,}: {how_to_resume(trainer)}"

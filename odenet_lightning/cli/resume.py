@@ -28,13 +28,44 @@ def of_checkpoint(path: str, line: CommandLine) -> dict[str, Any]:
     refuse_foreign({"model": model, "data": data}, path, line.trusted, remedy)
     if line.command == "fit" and not checkpoint.get("optimizer_states"):
         raise UsageError(f"{path} holds weights without the optimiser's state: no run can be resumed from it")
+    refuse_to_guess(path, model, line)
     own = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")
     if own and not line.data_class:
         raise UsageError(f"{path} was trained on the data of {own}: name it, too (--data {own})")
     parts = {"datamodule_hyper_parameters", MNISTDataModule.__qualname__}
     if not line.data_class and not parts & checkpoint.keys():
         rank_zero_warn(f"{path} does not say which data it was trained on: this run takes MNIST or its sample")
+    augment = checkpoint.get("datamodule_hyper_parameters", {}).get("augment")
+    if line.command == "fit" and isinstance(augment, str) and line.given("data", "augment") is None:
+        rank_zero_warn(
+            f"{path} was trained with {augment}, and does not say with which settings: this run takes the default "
+            f"augmentation; to have the same, name it (--data.augment {augment})"
+        )
     return {"model": model, **({"data": {"init_args": data}} if data and not line.data_class else {})}
+
+
+def refuse_to_guess(path: str, model: dict[str, Any], line: CommandLine) -> None:
+    """Refuse a checkpoint of a Trainer in plain Python, which does not say what it trained, unless the user does.
+
+    Args:
+        path: the checkpoint's.
+        model: its settings.
+        line: the command line, which may name the network and, for a fit, the optimiser.
+
+    Raises:
+        UsageError: the default ones would be taken.
+    """
+    wanted = {"net": "network", "optimizer": "optimiser"} if line.command == "fit" else {"net": "network"}
+    unknown = [key for key in wanted if model.get(key) is None and not names_class(line.given("model", key))]
+    if unknown:
+        flags = ", ".join(f"--model.{key} CLASS" for key in unknown)
+        said = " and ".join(wanted[key] for key in unknown)
+        raise UsageError(f"{path} does not say what its {said} is: name it and its settings ({flags}, or --config)")
+
+
+def names_class(settings: Any) -> bool:
+    """Whether settings name their class."""
+    return isinstance(settings, str) or (isinstance(settings, dict) and "class_path" in settings)
 
 
 def refuse_another_optimizer(trained: Any, given: Any) -> None:

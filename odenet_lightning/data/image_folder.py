@@ -74,14 +74,22 @@ def read_digit(path: Path) -> Tensor:
             picture.load()
             upright = ImageOps.exif_transpose(picture)
             opaque = upright.convert("RGBA") if "A" in upright.getbands() or "transparency" in upright.info else upright
-            if opaque.mode == "RGBA":  # what is transparent counts as white paper
-                opaque = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
+            if opaque.mode == "RGBA":
+                opaque = Image.alpha_composite(Image.new("RGBA", opaque.size, paper_of(opaque)), opaque)
             if opaque.mode.startswith(("I", "F")):
                 grey = V.pil_to_tensor(opaque)[0].to(torch.float32)
                 grey = grey / grey.max().clamp(min=1.0)
             else:
                 grey = V.pil_to_tensor(opaque.convert("L"))[0].to(torch.float32) / 255
     return like_mnist(grey)
+
+
+def paper_of(picture: Image.Image) -> str:
+    """The paper behind the transparent parts of an RGBA picture: black if all that is visible is light, else white."""
+    grey = V.pil_to_tensor(picture.convert("RGB").convert("L"))[0]
+    alpha = V.pil_to_tensor(picture.getchannel("A"))[0]
+    visible = grey[alpha > 127]
+    return "black" if len(visible) and int(visible.min()) > 127 and int(alpha.min()) == 0 else "white"
 
 
 def like_mnist(grey: Tensor) -> Tensor:

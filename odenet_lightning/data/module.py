@@ -165,22 +165,27 @@ class MNISTDataModule(LightningDataModule):
             self.batches.load_state_dict(self.resumed_place)
         return self.batches
 
-    def _evaluation(self, part: str) -> EvaluationBatches:
+    def _evaluation(self, digits: Digits) -> EvaluationBatches:
         device, rank, processes = self._place()
-        return EvaluationBatches(self.parts[part].to(device), self.batch_size, rank, processes)
+        return EvaluationBatches(digits.to(device), self.batch_size, rank, processes)
+
+    def _shuffled(self, part: str) -> Digits:
+        """A part in an order by the split's seed, so that its first batches are a fair draw (files may be sorted)."""
+        digits = self.parts[part]
+        return digits[torch.randperm(len(digits), generator=torch.Generator().manual_seed(self.split_seed))]
 
     @override
     def val_dataloader(self) -> EvaluationBatches:
-        return self._evaluation("val")
+        return self._evaluation(self._shuffled("val"))
 
     @override
     def test_dataloader(self) -> EvaluationBatches:
-        return self._evaluation("test")
+        return self._evaluation(self._shuffled("test"))
 
     @override
     def predict_dataloader(self) -> EvaluationBatches:
         """The user's own digits, in the order of `predict_paths`."""
-        return self._evaluation("predict")
+        return self._evaluation(self.parts["predict"])
 
     @override
     def state_dict(self) -> dict[str, Any]:
