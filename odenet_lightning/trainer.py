@@ -69,5 +69,9 @@ def continue_at(fit_loop: dict[str, Any], accumulated: int) -> bool:
 
 
 def start_next_epoch(trainer: Trainer) -> None:
-    """Have a resumed run begin its epoch afresh; to be called when training starts."""
+    """Have a resumed run begin its epoch afresh, its pass through the data too; to be called when training starts.
+
+    Lightning begins the first pass before the random state is restored, and keeps it where it resumes.
+    """
+    trainer.fit_loop.on_iteration_done()  # resumes no longer
     trainer.fit_loop.epoch_loop.restarting = False
