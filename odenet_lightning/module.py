@@ -20,7 +20,7 @@ from odenet_lightning.models import CLASSES, Classifier, ODENet
 from odenet_lightning.schedules import Schedule, refuse_unknown, scheduler_of
 from odenet_lightning.skipping import OnSolverError, Skips
 from odenet_lightning.solvers import SolverError
-from odenet_lightning.trainer import is_written
+from odenet_lightning.trainer import is_shown
 from odenet_lightning.unsupported import refuse_unsupported
 
 Batch = tuple[Tensor, Tensor]
@@ -88,7 +88,7 @@ class ClassifierModule(Restorable):
             return None
         loss = F.cross_entropy(logits, labels)
         self.train_acc.update(logits.detach(), labels)
-        if is_written(self.trainer):
+        if is_shown(self.trainer):
             self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
             self.log("train/loss", loss.detach(), prog_bar=True)
             refuse_loss(loss.detach(), f"at step {self.trainer.global_step + 1}")

@@ -10,14 +10,18 @@ from odenet_lightning.data import MNISTDataModule
 
 
 def is_written(trainer: Trainer) -> bool:
-    """Whether scalars are written after this training step, or the epoch or the run ends with it.
+    """Whether Lightning writes scalars after this training batch."""
+    return not trainer.fit_loop._should_accumulate() and trainer._logger_connector.should_update_logs
+
+
+def is_shown(trainer: Trainer) -> bool:
+    """Whether scalars are wanted after this training batch: they are written, or the epoch or the run ends with it.
 
     Each scalar logged costs a tenth of a millisecond, so they are logged only then.
     """
-    every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
     # Lightning's own count for loggers: unlike `global_step`, it goes on where a batch is skipped
     step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-    return trainer.is_last_batch or step == trainer.max_steps or (every > 0 and step % every == 0)
+    return is_written(trainer) or trainer.is_last_batch or step == trainer.max_steps
 
 
 def tensorboard(trainer: Trainer) -> SummaryWriter | None:
