@@ -50,9 +50,17 @@ def continue_at(fit_loop: dict[str, Any], accumulated: int) -> bool:
 
     Returns:
         Whether the run continues with the next epoch; else it continues after the last batch of the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint was saved within a step.
     """
     epochs, batches = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
     logged = fit_loop["epoch_loop.state_dict"]
+    if batches["current"]["ready"] != batches["current"]["processed"]:
+        raise ValueError(
+            "the checkpoint was saved within a step, so a resumed run would leave out its batch: take one saved after "
+            "a step, in on_train_batch_end, say"
+        )
     if batches["current"]["ready"] == 0:  # saved before the first batch
         return False
     was_ending = epochs["current"]["processed"] == epochs["current"]["started"]  # saved in an epoch's last hooks

@@ -161,3 +161,13 @@ def test_a_loader_of_torchs_own_goes_on_after_an_epoch(tmp_path: Path, workers: 
     expected, found = (trainer.lightning_module.state_dict() for trainer in (whole, resumed))
     for name, weight in expected.items():
         assert torch.equal(weight, found[name]), name
+
+
+@pytest.mark.parametrize("moment", ["on_train_batch_start", "on_before_optimizer_step"])
+def test_a_checkpoint_from_within_a_step_is_refused(tmp_path: Path, moment: str) -> None:
+    """Its batch is taken, but not trained on."""
+    path, save = tmp_path / "within.ckpt", Callback()
+    setattr(save, moment, lambda trainer, *_: trainer.save_checkpoint(path))
+    fit_own_loader(tmp_path, 1, save)
+    with pytest.raises(ValueError, match=r"saved within a step.* take one saved after a step"):
+        fit_own_loader(tmp_path, 2, ckpt_path=path)
