@@ -105,10 +105,10 @@ class ClassifierModule(Restorable):
             raise UnknownTensorError(error.field, error.tensor, name) from error
         except SolverError as error:  # an adjoint solve can fail, too
             self._skip(error)
-            self.zero_grad()  # discard the partial gradient
 
     def _skip(self, error: SolverError) -> None:
         self.skips.add(error)
+        self.zero_grad()  # of this batch and of those accumulated
         self.log("solver/skipped", float(self.skips.total))
 
     def _evaluate(self, part: str, batch: Batch, mean: MeanMetric, accuracy: MulticlassAccuracy) -> dict[str, Tensor]:

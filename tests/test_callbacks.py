@@ -10,6 +10,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet, ResNet
 from odenet_lightning.callbacks import (
@@ -209,6 +210,31 @@ def test_failed_adjoint_solve_is_skipped_too(tmp_path: Path) -> None:
     trainer_in(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, FewDigits())
     assert module.skips.total == 4
     assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None.*")
+@pytest.mark.parametrize(("bad", "used"), [(0, [1, 2, 3]), (1, [2, 3]), (3, [])])
+def test_a_skipped_batch_takes_the_accumulated_gradients_along(tmp_path: Path, bad: int, used: list[int]) -> None:
+    """A step of four batches: the gradient is that of the batches after the bad one."""
+    data, expected = FewDigits(), FailsSometimes(set())
+    torch.manual_seed(0)
+    bare = ODENet(2, solver=Bosh3(0.1, 0.1), field=expected)
+    for number in used:
+        (F.cross_entropy(bare(data.batches[number][0]), data.batches[number][1]) / 4).backward()
+    field = FailsSometimes({bad})
+    torch.manual_seed(0)
+    net = ODENet(2, solver=Bosh3(0.1, 0.1), field=field)
+    module = numbered(ClassifierModule(net, sgd(0.01), "constant", on_solver_error="skip"), field)
+    gradients: list[Tensor | None] = []
+    module.on_before_optimizer_step = lambda _: gradients.append(field.weight.grad)  # type: ignore[method-assign]
+    trainer_in(tmp_path, max_epochs=1, accumulate_grad_batches=4, limit_val_batches=0).fit(module, data)
+    assert module.skips.total == 1
+    (found,) = gradients
+    wanted = expected.weight.grad
+    if found is None or wanted is None:
+        assert found is wanted
+    else:
+        assert torch.allclose(found, wanted, rtol=1e-5)
 
 
 def test_skipping_is_refused_where_a_loss_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
