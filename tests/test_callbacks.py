@@ -282,6 +282,25 @@ def test_epoch_lines_and_test_report(tmp_path: Path, sample_root: Path, capsys: 
     assert "Accuracy on 500 test images of sample: " in capsys.readouterr().out
 
 
+def test_a_cut_epochs_line_shows_no_other_epochs_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Cut(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any, **options: Any) -> None:
+            trainer.should_stop = trainer.global_step == 6
+
+    options = {
+        "max_epochs": 2,
+        "limit_val_batches": 0,
+        "callbacks": [EvaluationCounts(), Throughput(), EpochLines(), Cut()],
+    }
+    trainer_in(tmp_path, **options).fit(ClassifierModule(ODENet(2), schedule="constant"), FewDigits())
+    first, second = capsys.readouterr().out.strip().splitlines()
+    assert first.startswith("epoch 1  step 4  loss ")
+    assert second.startswith("epoch 2  step 6  train ")
+    assert "NFE" in first
+    assert "NFE" not in second
+    assert "images/s" not in second
+
+
 def test_pictures_show_what_was_wrong(tmp_path: Path) -> None:
     """With weights that always answer 3, every other digit is a mistake."""
     module = ClassifierModule(ODENet(2, solver=RK4(num_steps=1)), sgd(1e-9), schedule="constant")
