@@ -17,10 +17,11 @@ from odenet_lightning.compiling import compile_network
 from odenet_lightning.divergence import refuse_loss
 from odenet_lightning.gradients import UnknownTensorError
 from odenet_lightning.models import CLASSES, Classifier, ODENet
+from odenet_lightning.optimizers import learning_rates
 from odenet_lightning.schedules import Schedule, refuse_unknown, scheduler_of
 from odenet_lightning.skipping import OnSolverError, Skips
 from odenet_lightning.solvers import SolverError
-from odenet_lightning.trainer import is_written
+from odenet_lightning.trainer import is_shown
 from odenet_lightning.unsupported import refuse_unsupported
 
 Batch = tuple[Tensor, Tensor]
@@ -88,11 +89,12 @@ class ClassifierModule(Restorable):
             return None
         loss = F.cross_entropy(logits, labels)
         self.train_acc.update(logits.detach(), labels)
-        if is_written(self.trainer):
+        if is_shown(self.trainer):
             self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
-            self.log("train/loss", loss.detach(), prog_bar=True)
-            refuse_loss(loss.detach(), f"at step {self.trainer.global_step + 1}")
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            mean = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")  # over processes, in place
+            self.log("train/loss", mean, prog_bar=True)
+            refuse_loss(mean, f"at step {self.trainer.global_step + 1}")
+            self.log_dict(learning_rates(self.trainer.optimizers[0]))
         return loss
 
     @override
@@ -105,10 +107,10 @@ class ClassifierModule(Restorable):
             raise UnknownTensorError(error.field, error.tensor, name) from error
         except SolverError as error:  # an adjoint solve can fail, too
             self._skip(error)
-            self.zero_grad()  # discard the partial gradient
 
     def _skip(self, error: SolverError) -> None:
         self.skips.add(error)
+        self.zero_grad()  # of this batch and of those accumulated
         self.log("solver/skipped", float(self.skips.total))
 
     def _evaluate(self, part: str, batch: Batch, mean: MeanMetric, accuracy: MulticlassAccuracy) -> dict[str, Tensor]:

@@ -116,3 +116,18 @@ class MuonWithAdamW(Optimizer):
         matrix = gradient.lerp(memory, momentum).flatten(1)
         size = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
         kernel.mul_(1 - lr * weight_decay).add_(orthogonalize(matrix).view_as(kernel), alpha=-lr * size)
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """An optimiser's rates by the names of their curves.
+
+    `lr`, where all groups began with the same; else `lr/1`, `lr/2` and so on. Of `MuonWithAdamW`, `lr` is the kernels'
+    and `lr/adamw` the others'.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    if isinstance(optimizer, MuonWithAdamW):
+        return {"lr": rates[1], "lr/adamw": rates[0]}
+    initial = {group.get("initial_lr", group["lr"]) for group in optimizer.param_groups}  # set by schedulers
+    if len(initial) == 1:
+        return {"lr": rates[0]}
+    return {f"lr/{number}": rate for number, rate in enumerate(rates, 1)}

@@ -25,7 +25,10 @@ def scheduler_of(schedule: Schedule, optimizer: Optimizer, steps: float) -> LRSc
         ValueError: the schedule needs an end, and the run has none.
     """
     if steps == float("inf"):
-        raise ValueError(f'the schedule "{schedule}" needs an end: give --trainer.max_epochs or --trainer.max_steps')
+        raise ValueError(
+            f'the schedule "{schedule}" needs an end in steps, which --trainer.max_time does not give: add '
+            "--trainer.max_epochs or --trainer.max_steps, or --model.schedule constant"
+        )
     if schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=int(steps))
     # torch would also give momentum to an optimiser that was asked to have none

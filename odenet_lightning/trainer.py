@@ -10,14 +10,18 @@ from odenet_lightning.data import MNISTDataModule
 
 
 def is_written(trainer: Trainer) -> bool:
-    """Whether scalars are written after this training step, or the epoch or the run ends with it.
+    """Whether Lightning writes scalars after this training batch."""
+    return not trainer.fit_loop._should_accumulate() and trainer._logger_connector.should_update_logs
+
+
+def is_shown(trainer: Trainer) -> bool:
+    """Whether scalars are wanted after this training batch: they are written, or the epoch or the run ends with it.
 
     Each scalar logged costs a tenth of a millisecond, so they are logged only then.
     """
-    every: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
     # Lightning's own count for loggers: unlike `global_step`, it goes on where a batch is skipped
     step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-    return trainer.is_last_batch or step == trainer.max_steps or (every > 0 and step % every == 0)
+    return is_written(trainer) or trainer.is_last_batch or step == trainer.max_steps
 
 
 def tensorboard(trainer: Trainer) -> SummaryWriter | None:
@@ -46,9 +50,17 @@ def continue_at(fit_loop: dict[str, Any], accumulated: int) -> bool:
 
     Returns:
         Whether the run continues with the next epoch; else it continues after the last batch of the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint was saved within a step.
     """
     epochs, batches = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
     logged = fit_loop["epoch_loop.state_dict"]
+    if batches["current"]["ready"] != batches["current"]["processed"]:
+        raise ValueError(
+            "the checkpoint was saved within a step, so a resumed run would leave out its batch: take one saved after "
+            "a step, in on_train_batch_end, say"
+        )
     if batches["current"]["ready"] == 0:  # saved before the first batch
         return False
     was_ending = epochs["current"]["processed"] == epochs["current"]["started"]  # saved in an epoch's last hooks
@@ -69,5 +81,9 @@ def continue_at(fit_loop: dict[str, Any], accumulated: int) -> bool:
 
 
 def start_next_epoch(trainer: Trainer) -> None:
-    """Have a resumed run begin its epoch afresh; to be called when training starts."""
+    """Have a resumed run begin its epoch afresh, its pass through the data too; to be called when training starts.
+
+    Lightning begins the first pass before the random state is restored, and keeps it where it resumes.
+    """
+    trainer.fit_loop.on_iteration_done()  # resumes no longer
     trainer.fit_loop.epoch_loop.restarting = False

@@ -1,3 +1,4 @@
+import csv
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet, ResNet
 from odenet_lightning.callbacks import (
@@ -24,8 +26,8 @@ from odenet_lightning.cli import main
 from odenet_lightning.fields import Field
 from odenet_lightning.gradients import Adjoint
 from odenet_lightning.skipping import MAX_SKIPS
-from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Midpoint, SolverError
-from odenet_lightning.trainer import is_written
+from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, SolverError
+from odenet_lightning.trainer import is_shown, is_written
 from tests.test_module import FewDigits, sgd, trainer_in
 
 CPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
@@ -76,9 +78,9 @@ def test_warns_at_half_the_budget_and_stops_beyond_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("every", [1, 2, 3, 100])
 def test_nfe_is_the_average_of_the_steps_since_it_was_last_written(tmp_path: Path, every: int) -> None:
-    """Four steps of 2, 4, 6 and 8 evaluations; the last one of an epoch is always written."""
+    """Four steps of 2, 4, 6 and 8 evaluations; the last one of an epoch is always shown."""
     module = ClassifierModule(ODENet(2, solver=Midpoint(num_steps=1)), sgd(0.01), schedule="constant")
-    written: list[float] = []
+    shown: list[float] = []
 
     class Finer(Callback):
         def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -87,13 +89,56 @@ def test_nfe_is_the_average_of_the_steps_since_it_was_last_written(tmp_path: Pat
         def on_train_batch_end(
             self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
         ) -> None:
-            if is_written(trainer):
-                written.append(float(trainer.callback_metrics["nfe/forward"]))
+            if is_shown(trainer):
+                shown.append(float(trainer.callback_metrics["nfe/forward"]))
 
     (block,) = module.net.ode_blocks
     callbacks = [EvaluationCounts(), Finer()]
     trainer_in(tmp_path, max_epochs=1, callbacks=callbacks, log_every_n_steps=every).fit(module, FewDigits())
-    assert written == {1: [2, 4, 6, 8], 2: [3, 7], 3: [4, 8], 100: [5]}[every]
+    assert shown == {1: [2, 4, 6, 8], 2: [3, 7], 3: [4, 8], 100: [5]}[every]
+
+
+def written_in(logger: CSVLogger, name: str) -> list[float]:
+    """The values of a curve."""
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+@pytest.mark.parametrize(
+    ("batches", "accumulated", "every", "expected"),
+    [
+        (20, 1, 15, [8, 145 / 15]),  # of batches 1 to 15, then of 16 to 20 and the second epoch's 1 to 10
+        (20, 4, 5, [10.5, 10.5]),
+        (10, 4, 2, [4.5, 29 / 6, 7.5]),  # an epoch's last step takes two batches
+        (4, 1, 3, [2, 7 / 3]),
+    ],
+)
+def test_every_batch_is_in_one_average_of_the_curve(
+    tmp_path: Path, batches: int, accumulated: int, every: int, expected: list[float]
+) -> None:
+    """Two epochs; a batch costs as many evaluations as its number in the epoch says."""
+
+    class Vary(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            pl_module.net.block.solver = Euler(num_steps=batch_idx + 1)
+
+        def on_train_batch_end(self, trainer: Trainer, *args: Any, **options: Any) -> None:
+            written.append(is_written(trainer))
+
+    written: list[bool] = []
+    logger = CSVLogger(tmp_path)
+    trainer = trainer_in(
+        tmp_path,
+        max_epochs=2,
+        accumulate_grad_batches=accumulated,
+        log_every_n_steps=every,
+        limit_val_batches=0,
+        logger=logger,
+        callbacks=[Vary(), EvaluationCounts()],
+    )
+    trainer.fit(ClassifierModule(ODENet(2, solver=Euler(num_steps=1)), schedule="constant"), FewDigits(batches, 2))
+    assert written_in(logger, "nfe/forward") == pytest.approx(expected)
+    assert len(written_in(logger, "train/loss")) == sum(written) == len(expected)
 
 
 def test_budget_must_be_positive() -> None:
@@ -167,6 +212,31 @@ def test_failed_adjoint_solve_is_skipped_too(tmp_path: Path) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None.*")
+@pytest.mark.parametrize(("bad", "used"), [(0, [1, 2, 3]), (1, [2, 3]), (3, [])])
+def test_a_skipped_batch_takes_the_accumulated_gradients_along(tmp_path: Path, bad: int, used: list[int]) -> None:
+    """A step of four batches: the gradient is that of the batches after the bad one."""
+    data, expected = FewDigits(), FailsSometimes(set())
+    torch.manual_seed(0)
+    bare = ODENet(2, solver=Bosh3(0.1, 0.1), field=expected)
+    for number in used:
+        (F.cross_entropy(bare(data.batches[number][0]), data.batches[number][1]) / 4).backward()
+    field = FailsSometimes({bad})
+    torch.manual_seed(0)
+    net = ODENet(2, solver=Bosh3(0.1, 0.1), field=field)
+    module = numbered(ClassifierModule(net, sgd(0.01), "constant", on_solver_error="skip"), field)
+    gradients: list[Tensor | None] = []
+    module.on_before_optimizer_step = lambda _: gradients.append(field.weight.grad)  # type: ignore[method-assign]
+    trainer_in(tmp_path, max_epochs=1, accumulate_grad_batches=4, limit_val_batches=0).fit(module, data)
+    assert module.skips.total == 1
+    (found,) = gradients
+    wanted = expected.weight.grad
+    if found is None or wanted is None:
+        assert found is wanted
+    else:
+        assert torch.allclose(found, wanted, rtol=1e-5)
+
+
 def test_skipping_is_refused_where_a_loss_is_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scaler of 16-mixed counts the batches that were left out as its own."""
     monkeypatch.setattr(Trainer, "precision", "16-mixed")
@@ -210,6 +280,25 @@ def test_epoch_lines_and_test_report(tmp_path: Path, sample_root: Path, capsys: 
         assert part in first
     trainer.test(module, data, verbose=False)
     assert "Accuracy on 500 test images of sample: " in capsys.readouterr().out
+
+
+def test_a_cut_epochs_line_shows_no_other_epochs_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Cut(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any, **options: Any) -> None:
+            trainer.should_stop = trainer.global_step == 6
+
+    options = {
+        "max_epochs": 2,
+        "limit_val_batches": 0,
+        "callbacks": [EvaluationCounts(), Throughput(), EpochLines(), Cut()],
+    }
+    trainer_in(tmp_path, **options).fit(ClassifierModule(ODENet(2), schedule="constant"), FewDigits())
+    first, second = capsys.readouterr().out.strip().splitlines()
+    assert first.startswith("epoch 1  step 4  loss ")
+    assert second.startswith("epoch 2  step 6  train ")
+    assert "NFE" in first
+    assert "NFE" not in second
+    assert "images/s" not in second
 
 
 def test_pictures_show_what_was_wrong(tmp_path: Path) -> None:
@@ -380,3 +469,27 @@ def test_throughput_counts_loading_and_not_validation(tmp_path: Path) -> None:
     trainer.fit(ClassifierModule(ResNet(2, 0)), SlowLoader(0.05), SlowLoader(0.25))  # type: ignore[arg-type]
     rate = float(trainer.callback_metrics["perf/images_per_second"])
     assert 25 < rate < 160, "32 images in a fifth of a second and a little more; validation takes two seconds"
+
+
+def test_throughput_is_of_all_batches_since_it_was_last_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of 8 images takes its number in the epoch, in seconds; what lies between epochs takes no time."""
+    now = 0.0
+
+    class Tick(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            nonlocal now
+            now += batch_idx + 1
+
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+            nonlocal now
+            now += 1_000
+
+    monkeypatch.setattr("odenet_lightning.callbacks.throughput.time.perf_counter", lambda: now)
+    logger = CSVLogger(tmp_path)
+    options = {"max_epochs": 2, "log_every_n_steps": 3, "limit_val_batches": 0, "accumulate_grad_batches": 2}
+    trainer = trainer_in(tmp_path, logger=logger, callbacks=[Throughput(), Tick()], **options)
+    trainer.fit(ClassifierModule(ResNet(2, 0), schedule="constant"), FewDigits(8))
+    # of six batches, and of the last two and the second epoch's first four
+    assert written_in(logger, "perf/images_per_second") == pytest.approx([48 / 21, 48 / 25])

@@ -5,10 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning import Trainer
 from lightning.pytorch.plugins import Precision
 from torchvision.datasets.mnist import read_image_file
 
-from odenet_lightning import MNISTDataModule
+from odenet_lightning import ClassifierModule, MNISTDataModule, ResNet
+from odenet_lightning.callbacks import Resume
 from odenet_lightning.data import (
     DataError,
     Digits,
@@ -21,6 +23,7 @@ from odenet_lightning.data import (
 )
 from odenet_lightning.data import module as data_module
 from odenet_lightning.data.datasets import raw_folder
+from tests.test_module import trainer_in
 
 
 def test_sample_is_split_and_stratified(sample_root: Path) -> None:
@@ -106,7 +109,9 @@ def test_batches_are_the_posts(sample_root: Path) -> None:
     module = MNISTDataModule(root=str(sample_root), source="sample", batch_size=16)
     module.setup("test")
     raw = next(iter(module.test_dataloader()))
+    assert (raw[0].dtype, raw[0].shape) == (torch.uint8, (16, 28, 28))
     images, labels = module.on_after_batch_transfer(raw, 0)
+    assert torch.equal(normalise(raw[0]), images), "what a loop without a Trainer does"
     post = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])])
     expected = torch.stack([post(image.numpy()[..., None]) for image in raw[0]])
     torch.testing.assert_close(images, expected)
@@ -212,6 +217,31 @@ def test_order_and_place_are_kept_with_a_checkpoint(sample_root: Path) -> None:
     rest = [labels for _, labels in resumed.train_dataloader()]
     assert len(rest) == 5
     assert all(torch.equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_each_fit_draws_its_order_from_its_own_seed(tmp_path: Path, sample_root: Path) -> None:
+    """Of one data module; a resumed fit leaves nothing behind for the next one."""
+    data = MNISTDataModule(root=str(sample_root), source="sample", batch_size=800, augment=False)
+    seen: list[torch.Tensor] = []
+
+    def fit(seed: int, steps: int, ckpt_path: Path | None = None) -> Trainer:
+        torch.manual_seed(seed)
+        module = ClassifierModule(ResNet(2, 0), schedule="constant")
+        module.on_train_batch_start = lambda batch, _: seen.append(batch[1])  # type: ignore[method-assign]
+        trainer = trainer_in(tmp_path, max_epochs=1, max_steps=steps, callbacks=[Resume()], limit_val_batches=0)
+        seen.clear()
+        trainer.fit(module, data, ckpt_path=ckpt_path)
+        return trainer
+
+    fit(0, 5)
+    first = list(seen)
+    fit(1, 5)
+    assert not torch.equal(first[0], seen[0])
+    fit(0, 2).save_checkpoint(tmp_path / "two.ckpt")
+    fit(1, 5, tmp_path / "two.ckpt")
+    assert torch.equal(torch.cat(seen), torch.cat(first[2:])), "the rest, in the checkpoint's order"
+    fit(0, 5)
+    assert torch.equal(torch.cat(seen), torch.cat(first)), "from the start"
 
 
 def test_only_training_is_augmented(sample_root: Path) -> None:

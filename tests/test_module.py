@@ -122,8 +122,8 @@ def test_cosine_ends_at_zero(tmp_path: Path) -> None:
 
 
 def test_schedule_needs_an_end(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs an end"):
-        trainer_in(tmp_path, max_epochs=-1).fit(ClassifierModule(), FewDigits())
+    with pytest.raises(ValueError, match=r"needs an end .*max_time.*max_epochs.*, or --model\.schedule constant"):
+        trainer_in(tmp_path, max_epochs=-1, max_time="00:00:00:10").fit(ClassifierModule(), FewDigits())
 
 
 def test_unknown_schedule_is_refused() -> None:

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from odenet_lightning import ODENet
-from odenet_lightning.optimizers import MuonWithAdamW, orthogonalize
+from odenet_lightning.optimizers import MuonWithAdamW, learning_rates, orthogonalize
 from odenet_lightning.solvers import Midpoint
 
 
@@ -152,3 +152,26 @@ def test_what_would_be_left_out_is_refused() -> None:
 def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MuonWithAdamW(make_net().parameters(), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (lambda p: MuonWithAdamW(p, lr=0.06, adamw_lr=0.02), {"lr": 0.06, "lr/adamw": 0.02}),
+        (lambda p: SGD(p, lr=0.1), {"lr": 0.1}),
+        (lambda p: SGD([{"params": [q]} for q in p], lr=0.1), {"lr": 0.1}),
+        (
+            lambda p: SGD([{"params": [q], "lr": q.ndim / 10} for q in p], lr=0.1),
+            {"lr/1": 0.4, "lr/2": 0.2, "lr/3": 0.1},
+        ),
+    ],
+    ids=["muon", "one", "equal", "different"],
+)
+def test_every_rate_has_its_curve(optimizer: Any, expected: dict[str, float]) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Linear(2, 2))
+    made = optimizer(net.parameters())
+    assert learning_rates(made) == expected
+    CosineAnnealingLR(made, 2, eta_min=0.01)
+    for group in made.param_groups:
+        group["lr"] = 0.01  # where a schedule ends, rates may meet
+    assert learning_rates(made).keys() == expected.keys()

@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader, TensorDataset
 
+from odenet_lightning import ClassifierModule, ODENet
+from odenet_lightning.callbacks import Resume
+from odenet_lightning.solvers import Euler
 from tests.processes import command
+from tests.test_module import sgd, trainer_in
 
 EPOCHS, BATCHES = 3, 11
 SCALARS = ("train/loss", "train/acc", "val/acc", "val/loss", "nfe/forward", "nfe/val_forward", "lr")
@@ -133,3 +139,35 @@ def test_a_run_that_ended_within_an_epoch_continues_with_the_rest_of_it(
     after, expected = curves(second), curves(undisturbed)
     for tag in ("train/loss", "train/acc", "val/loss", "lr"):
         assert after[tag] == [(step, value) for step, value in expected[tag] if step >= done], tag
+
+
+def fit_own_loader(folder: Path, epochs: int, *callbacks: Callback, workers: int = 0, **options: Any) -> Trainer:
+    """Train on 40 made-up images of a user's own loader, which shuffles them."""
+    torch.manual_seed(0)
+    digits = TensorDataset(torch.randn(40, 1, 28, 28), torch.arange(40) % 10)
+    train, val = (DataLoader(digits, 8, shuffle=shuffle, num_workers=workers) for shuffle in (True, False))
+    module = ClassifierModule(ODENet(2, solver=Euler(num_steps=1)), sgd(0.01), "constant")
+    trainer = trainer_in(folder, max_epochs=epochs, callbacks=[Resume(), *callbacks])
+    trainer.fit(module, train, val, **options)
+    return trainer
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_loader_of_torchs_own_goes_on_after_an_epoch(tmp_path: Path, workers: int) -> None:
+    """Its shuffling is drawn from the random state, in the same order of draws as without the interruption."""
+    whole = fit_own_loader(tmp_path, 3, workers=workers)
+    fit_own_loader(tmp_path, 1, workers=workers).save_checkpoint(tmp_path / "one.ckpt")
+    resumed = fit_own_loader(tmp_path, 3, workers=workers, ckpt_path=tmp_path / "one.ckpt")
+    expected, found = (trainer.lightning_module.state_dict() for trainer in (whole, resumed))
+    for name, weight in expected.items():
+        assert torch.equal(weight, found[name]), name
+
+
+@pytest.mark.parametrize("moment", ["on_train_batch_start", "on_before_optimizer_step"])
+def test_a_checkpoint_from_within_a_step_is_refused(tmp_path: Path, moment: str) -> None:
+    """Its batch is taken, but not trained on."""
+    path, save = tmp_path / "within.ckpt", Callback()
+    setattr(save, moment, lambda trainer, *_: trainer.save_checkpoint(path))
+    fit_own_loader(tmp_path, 1, save)
+    with pytest.raises(ValueError, match=r"saved within a step.* take one saved after a step"):
+        fit_own_loader(tmp_path, 2, ckpt_path=path)

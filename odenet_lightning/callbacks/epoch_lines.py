@@ -1,20 +1,35 @@
 """EpochLines: a line for each epoch."""
 
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
 from odenet_lightning.callbacks.classifier import classifier
 
 
 class EpochLines(Callback):
-    """A plain line per epoch, for logs and pipes, where a progress bar would be noise."""
+    """A plain line per epoch, for logs and pipes, where a progress bar would be noise.
+
+    Shows what was logged in that epoch: one that is cut by `max_time` may lack a number.
+    """
+
+    def __init__(self) -> None:
+        self.earlier: dict[str, Tensor] = {}
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.earlier = dict(trainer.callback_metrics)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         train_acc = classifier(pl_module).train_acc.compute()  # on every process: it gathers
         if not trainer.is_global_zero:
             return
-        values = {**trainer.callback_metrics, "train/acc": train_acc}
+        # Lightning keeps the same tensor until the value is logged anew
+        values = {
+            name: value for name, value in trainer.callback_metrics.items() if value is not self.earlier.get(name)
+        }
+        values["train/acc"] = train_acc
         shown = [f"epoch {trainer.current_epoch + 1}", f"step {trainer.global_step}"]
         for name, label, style in (
             ("train/loss", "loss", "{:.3f}"),

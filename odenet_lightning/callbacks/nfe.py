@@ -10,28 +10,27 @@ from typing_extensions import override
 
 from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.solvers import SolveStats
-from odenet_lightning.trainer import is_written
+from odenet_lightning.trainer import is_shown, is_written
 
 
 class EvaluationCounts(Callback):
     """Logs evaluations of the field (NFE), summed over a network's ODE blocks.
 
-    `nfe/forward`, `nfe/backward`: in training, averaged over the steps since they were last
-    written; `nfe/backward` only where the gradient method evaluates the field in the backward pass.
-    `nfe/val_forward`: in validation, averaged over the batches. Counts are reset after every batch,
-    so training and validation do not mix.
+    `nfe/forward`, `nfe/backward`: per batch in training, averaged over all batches since they were last
+    written, also those of the epoch before; `nfe/backward` only where the gradient method evaluates the field in
+    the backward pass. `nfe/val_forward`: per batch in validation, averaged over all of its batches.
 
-    Of the last training step: `solver/accepted` and `solver/rejected`, summed over the blocks;
+    Of the last training batch: `solver/accepted` and `solver/rejected`, summed over the blocks;
     `solver/smallest_step`, the minimum over the blocks, and `solver/last_step`, the last step of the last
     solve, both in units of t; and, with `Adjoint`, `adjoint/y0_error`, the largest of its relative errors
     of y0. The relative error of the gradient is about as large.
 
-    Also keeps a budget: warns once where a step's evaluations exceed half of `budget`, and ends the
+    Also keeps a budget: warns once where a batch's evaluations exceed half of `budget`, and ends the
     run, checkpoints kept, where they exceed all of it. Dynamics this stiff have stopped learning.
     `ODEBlock`'s `max_nfe` limits a single solve.
 
     Args:
-        budget: forward evaluations a training step may cost.
+        budget: forward evaluations a training batch may cost.
     """
 
     def __init__(self, budget: int = 1_000) -> None:
@@ -47,7 +46,7 @@ class EvaluationCounts(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The counts since they were last written, so that a resumed run averages over the same steps."""
+        """The counts since they were last written, so that a resumed run averages over the same batches."""
         return {"forward": self.forward, "backward": self.backward}
 
     @override
@@ -81,22 +80,28 @@ class EvaluationCounts(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch and log the average since the last written one."""
+        """Count the batch, and log the averages since the last written ones."""
         solves = self._collect()
-        if not solves:
-            return
+        if solves:
+            self._count(trainer, solves)
+        if is_shown(trainer):
+            for name, counts in (("nfe/forward", self.forward), ("nfe/backward", self.backward)):
+                if counts:
+                    pl_module.log(name, sum(counts) / len(counts), prog_bar=True)
+            if solves:
+                self._log_steps(pl_module, solves)
+        if is_written(trainer):
+            self.forward, self.backward = [], []
+
+    def _count(self, trainer: Trainer, solves: list[SolveStats]) -> None:
         self.forward.append(sum(solve.evaluations for solve in solves))
-        self._keep_budget(trainer, self.forward[-1])
-        backward = [solve.backward for solve in solves if solve.backward is not None]
+        backward = [solve.backward.evaluations for solve in solves if solve.backward is not None]
         if backward:
-            self.backward.append(sum(pass_.evaluations for pass_ in backward))
-        if not is_written(trainer):
-            return
-        pl_module.log("nfe/forward", sum(self.forward) / len(self.forward), prog_bar=True)
-        if self.backward:
-            pl_module.log("nfe/backward", sum(self.backward) / len(self.backward), prog_bar=True)
-        self.forward, self.backward = [], []
-        off = max((pass_.y0_error for pass_ in backward), default=0.0)
+            self.backward.append(sum(backward))
+        self._keep_budget(trainer, self.forward[-1])
+
+    def _log_steps(self, pl_module: LightningModule, solves: list[SolveStats]) -> None:
+        off = max((solve.backward.y0_error for solve in solves if solve.backward is not None), default=0.0)
         if off > 0:
             pl_module.log("adjoint/y0_error", off)
         pl_module.log("solver/accepted", float(sum(s.accepted for s in solves)))
@@ -111,7 +116,7 @@ class EvaluationCounts(Callback):
         self.exceeded = self.exceeded or evaluations > self.budget
         # every process must end together, whichever of them has the hard batch; asking at every step costs several
         # processes some of their speed
-        if trainer.world_size > 1 and not is_written(trainer):
+        if trainer.world_size > 1 and not is_shown(trainer):
             return
         if trainer.strategy.reduce_boolean_decision(self.exceeded, all=False):
             rank_zero_warn(

@@ -17,8 +17,9 @@ class Resume(Callback):
 
     These are each process's random state, the warm steps of the ODE blocks and the counts of the
     epoch's accuracy. A run resumed from the end of an epoch continues with the next epoch; one resumed
-    from within an epoch continues with the rest of it. With several processes, all start their next
-    solves with the smallest of their warm steps.
+    from within an epoch continues with the rest of it, which takes a loader that keeps its place, as this
+    project's does (Lightning warns of others). A checkpoint saved within a step is refused. With several
+    processes, all start their next solves with the smallest of their warm steps.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""MNISTDataModule: how images are split, and batches in [-1, 1] on the device."""
+"""MNISTDataModule: how images are split, and their batches on the device."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -34,6 +34,9 @@ def normalise(images: Tensor) -> Tensor:
 
 class MNISTDataModule(LightningDataModule):
     """MNIST, a relative of it, or 5,000 digits of it that need no internet, as batches (images in [-1, 1], labels).
+
+    The loaders give uint8 `[B, 28, 28]`; under a `Trainer`, `on_after_batch_transfer` makes them `[B, 1, 28, 28]` in
+    [-1, 1]. Without one, `images = odenet_lightning.data.normalise(pixels)` does.
 
     Splits: `mnist` 55,000 / 5,000 / 10,000, validation cut from the training part by `split_seed`,
     the official test set untouched. `sample` 4,000 / 500 / 500, stratified (the digits that the
@@ -118,6 +121,8 @@ class MNISTDataModule(LightningDataModule):
     @override
     def setup(self, stage: str) -> None:
         """Load and split; downloads nothing."""
+        if stage == "fit":  # each draws its order from its own seed, unless it is resumed
+            self.order_seed = self.resumed_place = None
         if stage == "predict":
             self._setup_predict()
             return
@@ -163,6 +168,7 @@ class MNISTDataModule(LightningDataModule):
         self.batches = TrainingBatches(digits, self.batch_size, order, rank, processes)
         if self.resumed_place is not None:
             self.batches.load_state_dict(self.resumed_place)
+            self.resumed_place = None
         return self.batches
 
     def _evaluation(self, digits: Digits) -> EvaluationBatches:
