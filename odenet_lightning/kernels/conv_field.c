@@ -357,7 +357,7 @@ static void backward_image(const Job *job, const Layout l, long image, float *sc
   float weights[MOST_POINTS];
   const float *gs[MOST_POINTS];
   for (long i = n - 1; i >= 0; i--) {
-    float *by_point = by_points + i * l.size;
+    float *by_point = i == 0 ? s->by_y + here : by_points + i * l.size;
     const int is_last = i == n - 1;
     const float *by_last = is_last && s->by_y1 ? s->by_y1 + here : NULL;
     for (long j = i + 1; j < n; j++) weights[j - i - 1] = s->h * s->a[j * n + i], gs[j - i - 1] = by_points + j * l.size;
@@ -366,10 +366,11 @@ static void backward_image(const Job *job, const Layout l, long image, float *sc
       combine(outside, gs, weights, n - 1, l.size, s->by_k_first + here);
       memset(by_point, 0, l.size * sizeof(float));
     } else if (has_slope(s, i)) {
-      combine(outside, gs, weights, n - 1 - i, l.size, by_slope);
+      const float *by_k = outside;
+      if (!is_last || !outside) combine(outside, gs, weights, n - 1 - i, l.size, by_slope), by_k = by_slope;
       const float *point = i == 0 ? s->y : is_last ? s->y1 : s->inner + (i - 1) * all;
       field_derivative(s, job->turned, l, point + here, s->conv + i * all + here,
-                       s->stats + (i * s->images + image) * 4 * s->channels, by_slope, by_point, scratch, by_weight,
+                       s->stats + (i * s->images + image) * 4 * s->channels, by_k, by_point, scratch, by_weight,
                        by_norm);
     } else {
       memset(by_point, 0, l.size * sizeof(float));
@@ -377,7 +378,7 @@ static void backward_image(const Job *job, const Layout l, long image, float *sc
     if (by_last) combine(by_last, (const float *[]){by_point}, (float[]){1}, 1, l.size, by_point);
   }
   for (long i = 1; i < n; i++) weights[i - 1] = 1, gs[i - 1] = by_points + i * l.size;
-  combine(by_points, gs, weights, n - 1, l.size, s->by_y + here);
+  if (n > 1) combine(s->by_y + here, gs, weights, n - 1, l.size, s->by_y + here);
 }
 
 /* One thread's work: take tasks until none is left. */
