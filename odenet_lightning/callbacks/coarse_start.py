@@ -17,16 +17,25 @@ class CoarseStart(Callback):
     epochs then fit the weights to the accurate solver. The multilevel idea of Chang et al. 2018
     (arXiv:1710.10348), in the number of steps only.
 
+    What is learned so is also closer to an ODE than with the accurate solver throughout, which lets the dynamics
+    become harder than it can follow.
+
     Args:
         solver: the coarse solver, for all ODE blocks.
         epochs: epochs to train with it; 5.5 ends in the middle of the sixth.
+        share: instead, the share of the run's steps, in [0, 1]; a run without an end is not begun coarsely.
     """
 
-    def __init__(self, solver: Solver, epochs: float) -> None:
-        if not 0 <= epochs < math.inf:
+    def __init__(self, solver: Solver, epochs: float | None = None, share: float | None = None) -> None:
+        if (epochs is None) == (share is None):
+            raise ValueError("CoarseStart takes epochs or share, one of them")
+        if epochs is not None and not 0 <= epochs < math.inf:
             raise ValueError(f"epochs must not be negative, and finite, not {epochs!r}")
-        self.solver, self.epochs = solver, epochs
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"share must be between 0 and 1, not {share!r}")
+        self.solver, self.epochs, self.share = solver, epochs, share
         self.own: list[Solver] = []
+        self.steps = 0.0
 
     def _restore(self, pl_module: LightningModule) -> None:
         for block, solver in zip(classifier(pl_module).net.ode_blocks, self.own, strict=False):
@@ -34,10 +43,18 @@ class CoarseStart(Callback):
         self.own = []
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        length = trainer.estimated_stepping_batches
+        self.steps = (self.share or 0.0) * length if length < math.inf else 0.0
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Choose by the place in the run, so that a resumed run continues with the same solver."""
-        done = trainer.current_epoch + batch_idx / trainer.num_training_batches
-        if done >= self.epochs:
+        if self.epochs is None:
+            is_over = trainer.global_step >= self.steps
+        else:
+            is_over = trainer.current_epoch + batch_idx / float(trainer.num_training_batches) >= self.epochs
+        if is_over:
             self._restore(pl_module)
         elif not self.own:
             blocks = classifier(pl_module).net.ode_blocks

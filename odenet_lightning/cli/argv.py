@@ -96,8 +96,8 @@ class CommandLine:
         Raises:
             UsageError: a flag comes before the class that it belongs to.
         """
-        given, base = laid_over(checkpoint, self.configs, defaults()), kept(defaults(), self.configs, None, never)
-        base = kept(base, checkpoint, None, never)
+        given, chosen = laid_over(checkpoint, self.configs, defaults()), kept(defaults(), self.configs, None, never)
+        base = kept(chosen, checkpoint, None, never)
         seen: list[list[str]] = []
         for key, text in pairs(self.flags):
             value = loaded(text)
@@ -111,8 +111,16 @@ class CommandLine:
             tree: Any = value
             for part in reversed(key[:-1] if key[-1] == "class_path" else key):
                 tree = {part: tree}
-            given, base = kept(given, tree, defaults()), kept(base, tree, None, never)
+            given = kept(given, tree, defaults())
+            chosen, base = (kept(below, tree, None, never) for below in (chosen, base))
+        if not (has_solver(chosen) and has_solver(kept(defaults(), checkpoint, None))):
+            base.pop("trainer", None)  # the coarse start goes with the quick recipe's network and solver
         return base, given
+
+
+def has_solver(settings: dict[str, Any]) -> bool:
+    """Whether the quick recipe's network and its solver are among these settings."""
+    return "solver" in arguments(arguments(settings.get("model") or {}).get("net") or {})
 
 
 @cache
