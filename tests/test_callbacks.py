@@ -430,6 +430,23 @@ def test_coarse_start_trains_coarsely_and_validates_finely(tmp_path: Path, epoch
     assert module.net.ode_blocks[0].solver is own
 
 
+def test_a_share_of_the_run_is_coarse(tmp_path: Path) -> None:
+    """2 of 3 epochs of 4 steps: 8 steps of one evaluation each, then 4 of four."""
+    module, counts = ClassifierModule(ODENet(2, solver=RK4(num_steps=1)), sgd(0.01), "constant"), []
+    module.net.ode_blocks[0].register_solve_hook(lambda cost: counts.append((module.training, cost.evaluations)))
+    callbacks = [CoarseStart(Euler(num_steps=1), share=2 / 3)]
+    trainer_in(tmp_path, max_epochs=3, callbacks=callbacks, num_sanity_val_steps=0).fit(module, FewDigits())
+    trained = [count for training, count in counts if training]
+    assert trained == [1] * (2 * len(trained) // 3) + [4] * (len(trained) // 3)
+    assert {count for training, count in counts if not training} <= {4}
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(None, None), (1, 0.5), (None, 1.5), (None, -0.1)])
+def test_coarse_start_takes_one_length(epochs: float | None, share: float | None) -> None:
+    with pytest.raises(ValueError, match="share"):
+        CoarseStart(RK4(num_steps=1), epochs, share)
+
+
 @pytest.mark.parametrize("epochs", [-1, float("nan"), float("inf")])
 def test_coarse_start_refuses_impossible_epochs(epochs: float) -> None:
     with pytest.raises(ValueError, match="epochs"):

@@ -63,11 +63,27 @@ def test_flags_after_a_class_are_its_settings() -> None:
 
 
 def test_without_a_class_the_default_class_stays() -> None:
-    config = printed("fit", "--model.net.solver.rtol", "1e-3", "--model.optimizer.lr", "0.02")
-    assert solver(config)["class_path"].endswith("Bosh3")
-    assert solver(config)["init_args"]["rtol"] == 1e-3
-    assert solver(config)["init_args"]["atol"] == 0.1
+    config = printed("fit", "--model.net.solver.num_steps", "5", "--model.optimizer.lr", "0.02")
+    assert solver(config)["class_path"].endswith("Midpoint")
+    assert solver(config)["init_args"]["num_steps"] == 5
+    assert config["model"]["optimizer"]["init_args"]["adamw_lr"] == 0.02
     assert config["model"]["optimizer"]["init_args"]["weight_decay"] == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("args", "is_coarse"),
+    [
+        ([], True),
+        (["--model.net.solver.num_steps", "5"], True),
+        (["--model.optimizer", "SGD"], True),
+        (["--model.net.solver", "Midpoint", "--model.net.solver.num_steps", "3"], False),
+        (["--model.net", "ResNet"], False),
+        (["--config", str(CONFIGS / "paper.yaml")], False),
+    ],
+)
+def test_the_coarse_start_goes_with_the_quick_recipes_network(args: list[str], is_coarse: bool) -> None:
+    callbacks = printed("fit", *args)["trainer"]["callbacks"] or []
+    assert [callback["class_path"].rpartition(".")[2] for callback in callbacks] == ["CoarseStart"] * is_coarse
 
 
 def test_the_readmes_accurate_solver() -> None:

@@ -116,7 +116,7 @@ def test_test_uses_the_checkpoints_model_and_flags_win(
         ]
         for v in (0, 1)
     ]
-    assert solvers[0]["class_path"].endswith("Bosh3")
+    assert solvers[0]["class_path"].endswith("Midpoint")
     assert solvers[1] == {
         "class_path": "odenet_lightning.solvers.RK4",
         "init_args": {"num_steps": 3, "step_size": None},
@@ -193,16 +193,25 @@ def test_predict_writes_a_table_and_a_sheet(
         (["fit", "--model.net.solver", "mine.X"], "solver: No module named 'mine'"),
         (["fit", "--model.net.solver", "odenet_lightning.solvers.X"], "has no attribute 'X'"),
         (["fit", "--model.net.channels", "2", "--model.net", "ODENet"], "its settings need its class before them"),
-        (["fit", "--model.optimizer.lr", "x"], "lr: Expected a float"),
+        (["fit", "--model.optimizer", "AdamW", "--model.optimizer.lr", "x"], "lr: Expected a float"),
         (["fit", "--data.augment", "Foo"], "data.augment: no class 'Foo' is known"),
         (["fit", "--data.augment", "Deform", "--data.augment.degrees", "x"], "degrees: Expected a float. Got value: x"),
         (["fit", "--model.net", "torch.nn.Linear"], "subclass of Classifier"),
         (["fit", "--model.net.channels", "0"], "channels must be a whole number of at least 1, not 0"),
         (["fit", "--model.net.channels", "-2"], "channels must be"),
         (["fit", "--model.net.channels", "six"], "channels: Expected a int. Got value: six"),
-        (["fit", "--model.net.solver.rtol", "0"], "rtol must be a positive number, not 0"),
-        (["fit", "--model.net.solver.atol=-1e-3"], "atol must be a positive number, not -0.001"),
-        (["fit", "--model.net.solver.rtol", "tight"], "rtol: Expected a float. Got value: tight"),
+        (
+            ["fit", "--model.net.solver", "Dopri5", "--model.net.solver.rtol", "0"],
+            "rtol must be a positive number, not 0",
+        ),
+        (
+            ["fit", "--model.net.solver", "Dopri5", "--model.net.solver.atol=-1e-3"],
+            "atol must be a positive number, not -0.001",
+        ),
+        (
+            ["fit", "--model.net.solver", "Dopri5", "--model.net.solver.rtol", "tight"],
+            "rtol: Expected a float. Got value: tight",
+        ),
         (["fit", "--model.net.solver", "Euler"], "give num_steps or step_size"),
         (["fit", "--model.net.gradient", "Adjoint", "--model.net.gradient.rtol", "0"], "rtol must be"),
         (["fit", "--model.net.gradient.rtol", "1e-3"], "Option 'rtol' is not accepted"),
@@ -300,11 +309,7 @@ def test_checkpoint_path(args: list[str], path: str | None) -> None:
 
 
 def test_default_net_is_the_posts_but_for_its_solver() -> None:
-    assert defaults()["model"]["net"]["init_args"]["solver"]["init_args"] == {
-        "rtol": 0.1,
-        "atol": 0.1,
-        "first_step": "warm",
-    }
+    assert defaults()["model"]["net"]["init_args"]["solver"]["init_args"] == {"num_steps": 3}
 
 
 def test_own_field_and_network_plug_in_by_path(
@@ -753,7 +758,7 @@ def test_a_run_is_not_resumed_with_another_optimizer(
 ) -> None:
     last = str(run / "checkpoints/last.ckpt")
     error = fails(["fit", "--ckpt_path", last, "--model.optimizer", "torch.optim.SGD"], capsys)
-    assert "trained with AdamW, this run has SGD: resume with the same optimiser" in error
+    assert "trained with MuonWithAdamW, this run has SGD: resume with the same optimiser" in error
 
 
 def test_weights_alone_are_not_resumed(run: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

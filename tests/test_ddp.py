@@ -93,7 +93,7 @@ def test_two_processes_equal_one(tmp_path: Path, sample_root: Path, gradient: Gr
         assert mean == pytest.approx(expected, rel=most), f"loss at step {step}"
     assert distance(two, one) < max(most, 1e-7), "Lightning hands the weights back as float32"
     for name in ("train/acc", "train/loss", "val/acc", "val/loss", "nfe/forward", "nfe/val_forward"):
-        assert two_metrics[name] == pytest.approx(one_metrics[name], rel=1e-5), name
+        assert two_metrics[name] == pytest.approx(one_metrics[name], rel=max(most, 1e-5)), name
     assert one_metrics["val/acc"] > 0.3, "it has learned something"
 
 

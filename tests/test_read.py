@@ -29,7 +29,17 @@ def test_what_fit_writes_loads_with_one_call(
     workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch, compile: str
 ) -> None:
     monkeypatch.setattr(module, "compile_network", lambda *_: None)  # a minute
-    fit(sample_root, "--model.compile", compile, "--model.optimizer", "MuonWithAdamW", "--model.optimizer.lr", "0.03")
+    warm = ["--model.net.solver", "Bosh3", "--model.net.solver.first_step", "warm"]
+    fit(
+        sample_root,
+        *warm,
+        "--model.compile",
+        compile,
+        "--model.optimizer",
+        "MuonWithAdamW",
+        "--model.optimizer.lr",
+        "0.03",
+    )
     loaded, stored = ClassifierModule.load_from_checkpoint(LAST), torch.load(LAST, weights_only=True)
     assert isinstance(loaded.net, ODENet)
     assert isinstance(loaded.net.block.solver, Bosh3)
