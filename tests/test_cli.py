@@ -28,6 +28,7 @@ from odenet_lightning.cli.choices import drawn_seed
 from odenet_lightning.cli.errors import PROGRAM, UsageError, condense
 from odenet_lightning.data import load_sample
 
+DOPRI5 = ["--model.net.solver", "Dopri5"]
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
 SAMPLE = ["--data.source", "sample"]
 FEW = [*QUICK, "--trainer.limit_train_batches", "60", "--trainer.log_every_n_steps", "10"]
@@ -201,15 +202,15 @@ def test_predict_writes_a_table_and_a_sheet(
         (["fit", "--model.net.channels", "-2"], "channels must be"),
         (["fit", "--model.net.channels", "six"], "channels: Expected a int. Got value: six"),
         (
-            ["fit", "--model.net.solver", "Dopri5", "--model.net.solver.rtol", "0"],
+            ["fit", *DOPRI5, "--model.net.solver.rtol", "0"],
             "rtol must be a positive number, not 0",
         ),
         (
-            ["fit", "--model.net.solver", "Dopri5", "--model.net.solver.atol=-1e-3"],
+            ["fit", *DOPRI5, "--model.net.solver.atol=-1e-3"],
             "atol must be a positive number, not -0.001",
         ),
         (
-            ["fit", "--model.net.solver", "Dopri5", "--model.net.solver.rtol", "tight"],
+            ["fit", *DOPRI5, "--model.net.solver.rtol", "tight"],
             "rtol: Expected a float. Got value: tight",
         ),
         (["fit", "--model.net.solver", "Euler"], "give num_steps or step_size"),
