@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
+from torch.nn.modules.module import _has_any_global_hook
 
 from odenet_lightning.kernels import FusedStep, Parameters, Plan, evaluate_conv_field, take_conv_field_step
 
@@ -24,9 +25,13 @@ def group_count(channels: int) -> int:
 
 
 def is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of exactly this kind, not compiled, and nobody listens to it: a kernel may stand for it."""
-    listening = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    return type(module) is kind and not listening and module._compiled_call_impl is None
+    """Whether a module is of exactly this kind, not compiled and without hooks, so that a kernel may replace it."""
+    forward, backward = (
+        (module._forward_hooks, module._forward_pre_hooks),
+        (module._backward_hooks, module._backward_pre_hooks),
+    )
+    hooked = any(forward) or any(backward) or _has_any_global_hook()
+    return type(module) is kind and not hooked and module._compiled_call_impl is None
 
 
 class Field(nn.Module, ABC):

@@ -181,6 +181,18 @@ def test_a_checkpoints_solver_does_not_set_another(workdir: Path) -> None:
     assert (solver(kept)["init_args"]["first_step"], solver(kept)["init_args"]["rtol"]) == ("warm", 0.2)
 
 
+@pytest.mark.parametrize(("trained", "is_coarse"), [("Midpoint", True), ("RK4", False)])
+def test_a_resumed_run_of_the_quick_recipe_keeps_its_coarse_start(workdir: Path, trained: str, is_coarse: bool) -> None:
+    spec = {"class_path": f"odenet_lightning.solvers.{trained}", "init_args": {"num_steps": 3}}
+    net = {"class_path": "odenet_lightning.models.ODENet", "init_args": {"solver": spec}}
+    optimizer = {"class_path": "odenet_lightning.optimizers.MuonWithAdamW"}
+    checkpoint = {"state_dict": {}, "pytorch-lightning_version": "2.6.0", "datamodule_hyper_parameters": {}}
+    checkpoint["optimizer_states"] = [{}]
+    torch.save({**checkpoint, "hyper_parameters": {"net": net, "optimizer": optimizer}}, "trained.ckpt")
+    callbacks = printed("fit", "--ckpt_path", "trained.ckpt")["trainer"]["callbacks"] or []
+    assert bool(callbacks) == is_coarse
+
+
 @pytest.mark.parametrize("name", ["blog", "blog_two_channel"])
 def test_the_posts_recipe_has_no_weight_decay(name: str) -> None:
     assert printed("fit", "--config", str(CONFIGS / f"{name}.yaml"))["model"]["optimizer"]["init_args"] == {

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from odenet_lightning.block import ODEBlock
@@ -272,6 +273,20 @@ def test_where_it_does_not_apply_operators_run(build: Library, field: ConvField,
 
 
 @needs_compiler
+def test_every_kind_of_hook_is_called(build: Library) -> None:
+    y, called = torch.randn(1, 2, 5, 5, requires_grad=True), []
+    for register in ("full_backward_hook", "full_backward_pre_hook", "forward_pre_hook", "forward_hook"):
+        field = made(2)
+        getattr(field.norm, f"register_{register}")(lambda *_, name=register: called.append(name))
+        field(ZERO, y).sum().backward()
+        assert called.count(register) == 2
+    handle = register_module_forward_hook(lambda *_: called.append("global"))
+    made(2)(ZERO, y)
+    handle.remove()
+    assert called.count("global") == 4  # the field, its norm twice, its convolution
+
+
+@needs_compiler
 def test_hook_on_the_field_sees_every_evaluation(build: Library) -> None:
     field, calls = made(2), []
     field.register_forward_hook(lambda *_: calls.append(1))
@@ -299,6 +314,36 @@ def test_transforms_see_the_operators(build: Library) -> None:
     assert counted.get_total_flops() == 2 * 4 * 36 * 3 * 3 * 9
     with torch.autocast("cpu", torch.bfloat16):
         assert not is_fused(field(ZERO, y))
+
+
+@needs_compiler
+def test_transforms_of_other_tensors_see_the_operators(build: Library) -> None:
+    """Where y itself is an ordinary tensor: its parameters are what is differentiated, or nothing of the field is."""
+    field, y, along = made(3), *torch.randn(2, 4, 3, 6, 6)
+
+    def loss(field: ConvField, params: dict[str, Tensor]) -> Tensor:
+        f = torch.func.functional_call(field, params, (ZERO, y.to(field.conv.weight.dtype)))
+        return (f * along).sum()
+
+    found, truth = (
+        torch.func.grad(lambda params, each=each: loss(each, params))(dict(each.named_parameters()))
+        for each in (field, in_double(field))
+    )
+    for name in ("norm.weight", "norm.bias", "conv.weight"):
+        assert off_by(found[name], truth[name]) <= 4e-6
+    scaled = torch.func.vmap(lambda scale: scale * field(ZERO, y).sum())(torch.ones(3))
+    assert off_by(scaled, in_double(field)(ZERO, y.double()).sum().expand(3)) <= 1e-4
+
+
+@needs_compiler
+def test_shapes_that_do_not_fit_are_pytorch_s_error(build: Library) -> None:
+    """The kernel trusts its shapes: it would read beyond the parameters."""
+    field = made(2)
+    with pytest.raises(RuntimeError, match=r"Expected number of channels in input to be divisible|Expected weight"):
+        field(ZERO, torch.randn(1, 6, 5, 5))
+    fits, other = torch.randn(1, 2, 5, 5), torch.randn(1, 2, 4, 5)
+    assert fused_step(field, plan_of(RK4(1).tableau, True), 0.1, fits, fits) is not None
+    assert fused_step(field, plan_of(RK4(1).tableau, True), 0.1, fits, other) is None
 
 
 @needs_compiler

@@ -153,6 +153,10 @@ def test_evaluations_are_logged_apart(tmp_path: Path, gradient: Gradient | None,
     assert trainer.logged_metrics["nfe/forward"] == 8
     assert trainer.logged_metrics.get("nfe/backward") == backward
     assert trainer.logged_metrics["nfe/val_forward"] == 8
+    if isinstance(gradient, Adjoint):
+        assert 0 < trainer.logged_metrics["adjoint/y0_error"] < 0.1
+    else:
+        assert "adjoint/y0_error" not in trainer.logged_metrics
 
 
 def test_validation_does_not_leak_into_trainings_count(tmp_path: Path) -> None:

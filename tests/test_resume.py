@@ -26,7 +26,7 @@ def config(folder: Path, sample_root: Path, kill: dict[str, Any] | None = None) 
     recent = {"every_n_train_steps": 4, "save_top_k": 1, "filename": "recent", "enable_version_counter": False}
     callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": recent}]
     coarse = {"class_path": "odenet_lightning.solvers.Midpoint", "init_args": {"num_steps": 1}}
-    start = {"epochs": 1, "solver": coarse}
+    start = {"share": 1 / EPOCHS, "solver": coarse}
     callbacks.append({"class_path": "odenet_lightning.callbacks.CoarseStart", "init_args": start})
     if kill:
         callbacks.append({"class_path": "tests.processes.KillAt", "init_args": kill})

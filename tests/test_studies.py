@@ -25,10 +25,12 @@ from odenet_lightning.models import Classifier, ODENet, PyramidODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5, Midpoint
 from odenet_lightning.studies import STUDIES, loop, recipes, run, training
+from odenet_lightning.studies import steps as steps_study
 from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.depth import half_width
 from odenet_lightning.studies.digits import Digits
 from odenet_lightning.studies.flow import separation
+from odenet_lightning.studies.in_jax import jitted_step
 from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.memory import HeldBytes, LiveBytes
 from odenet_lightning.studies.networks import load_network
@@ -36,6 +38,7 @@ from odenet_lightning.studies.pairs import summary
 from odenet_lightning.studies.paper import Paper
 from odenet_lightning.studies.recipes import Recipes, digest
 from odenet_lightning.studies.solvers import Solvers
+from odenet_lightning.studies.steps import Steps
 from odenet_lightning.studies.study import Row, number
 from tests.helpers import Squares
 from tests.processes import run as run_in_process
@@ -269,6 +272,32 @@ def test_steps_measures_every_pair_but_the_compiled_one(measured: dict[str, list
     pairs = [(row["a"], row["b"]) for row in measured["steps"]]
     assert len(pairs) == 9 + sum(importlib.util.find_spec(name) is not None for name in ("torchode", "diffrax"))
     assert all(row["ratio"] == number(row, "a_ms") / number(row, "b_ms") for row in measured["steps"])
+
+
+def test_the_share_of_the_machine(monkeypatch: pytest.MonkeyPatch, sample_root: Path) -> None:
+    """An evaluation of 2 images: 3 convolutions of 6 x 6 channels, 3 x 3 taps and 26 x 26 pixels each."""
+    monkeypatch.setattr(steps_study, "peak", lambda: 1e9)
+    monkeypatch.setattr(Steps, "ways", lambda *_: (lambda: 2.0, lambda: 4.0))
+    study = Steps(root=str(sample_root), source="sample", repeats=1)
+    row = study.measure({"a": steps_study.FIELD, "b": steps_study.FIELD_OPERATORS, "batch": 2, "rtol": 0.1})
+    assert row["share"] == pytest.approx(2 * 3 * 6 * 6 * 9 * 26 * 26 / 2e-3 / 1e9)
+
+
+def test_jax_takes_the_same_step() -> None:
+    """SGD with momentum from the same weights, both solved to rounding."""
+    pytest.importorskip("diffrax")
+    torch.manual_seed(0)
+    net, images, labels = ODENet(solver=Dopri5(1e-6, 1e-6)), torch.rand(4, 1, 28, 28) * 2 - 1, torch.arange(4)
+    step = jitted_step(net, images, labels, 1e-6)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+        params = step()
+    for name, weight in net.named_parameters():
+        found = torch.tensor(params[name].tolist())  # pyright: ignore[reportPossiblyUnboundVariable]
+        torch.testing.assert_close(found, weight.detach(), rtol=0, atol=2e-5)
 
 
 def test_pairs_give_quartiles_of_many_and_extremes_of_few() -> None:

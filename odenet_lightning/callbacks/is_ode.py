@@ -31,18 +31,8 @@ class IsODE(Callback):
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.certificate: Certificate | None = None
 
-    def _keep(self, trainer: Trainer, batch: Any) -> None:
-        have = sum(len(labels) for _, labels in self.seen)
-        if have < self.images and not trainer.sanity_checking:
-            images, labels = batch
-            self.seen.append((images[: self.images - have], labels[: self.images - have]))
-
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seen = []
-
-    @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seen = []
 
     @override
@@ -55,32 +45,17 @@ class IsODE(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._keep(trainer, batch)
+        room = self.images - sum(len(labels) for _, labels in self.seen)
+        if room > 0 and not trainer.sanity_checking:
+            images, labels = batch
+            self.seen.append((images[:room], labels[:room]))
 
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._keep(trainer, batch)
+    on_test_epoch_start, on_test_batch_end = on_validation_epoch_start, on_validation_batch_end
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             self._say(trainer, pl_module)
-
-    @override
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._say(trainer, pl_module)
-
-    @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._say(trainer, pl_module)
 
     def _say(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the certificate, print it and write it, on the first process."""
@@ -102,3 +77,5 @@ class IsODE(Callback):
             for name, value in self.certificate.scalars().items():
                 if math.isfinite(value):  # NaN and infinity are no JSON, which TensorBoard's page reads
                     writer.add_scalar(f"ode/{name}", value, max(0, trainer.global_step - 1))
+
+    on_fit_end = on_test_end = _say

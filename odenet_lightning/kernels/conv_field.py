@@ -7,8 +7,6 @@ other, so that a step's intermediate results stay in cache.
 import ctypes
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,86 +16,31 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from odenet_lightning.kernels.library import Library, Step, address, library
+from odenet_lightning.kernels.plan import FusedStep, Plan
 
 MOST_POINTS = 16  # as in conv_field.c
 MOST_CHANNELS = 24  # beyond, oneDNN's convolutions are as fast
-Rows = tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True)
-class FusedStep:
-    """A step's result.
-
-    Attributes:
-        y1: the new state.
-        k_last: f(y1), where asked for.
-        error_ratio: root mean square of error / (atol + rtol max(|y|, |y1|)), where a tolerance was given.
-    """
-
-    y1: Tensor
-    k_last: Tensor | None
-    error_ratio: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is done: a tableau's rows, the last of them its weights, and how.
-
-    Attributes:
-        rows: a_ij below the diagonal, one row for each point after the first.
-        error: weights of the error estimate over all points; empty where none is wanted.
-        with_end: whether f is evaluated at the last point.
-    """
-
-    rows: Rows
-    error: tuple[float, ...]
-    with_end: bool
-
-    @property
-    def points(self) -> int:
-        """Number of points, the first and the last included."""
-        return len(self.rows) + 1
-
-    def evaluations(self, has_first: bool) -> int:
-        """How often f is evaluated, given whether f of the first point is known."""
-        return self.points - 1 + self.with_end - has_first
-
-    @cached_property
-    def coefficients(self) -> tuple[Any, Any]:
-        """The matrix of a_ij and the error's weights as C reads them."""
-        return as_c([(), *self.rows], self.points), as_c([self.error], self.points) if self.error else None
-
-
-def as_c(rows: Sequence[Sequence[float]], width: int) -> Any:
-    """Rows as an array of doubles, one after another, filled up with zeros."""
-    values = [value for row in rows for value in (*row, *[0.0] * (width - len(row)))]
-    return (ctypes.c_double * len(values))(*values)
-
-
 EVALUATION = Plan((), (), with_end=True)  # of a single point: f(y)
 
 
-def kernel_for(*inputs: Tensor) -> Library | None:
+def kernel_for(y: Tensor, k_first: Tensor | None, *params: Tensor) -> Library | None:
     """The kernel, where it gives what PyTorch's operators would give; None elsewhere.
 
-    That is float32 on the CPU, outside autocast, `torch.compile`, `torch.func`, forward-mode differentiation and
-    whatever else looks at the operators that are called.
+    That is float32 on the CPU, contiguous and of fitting shapes, outside autocast, `torch.compile`, `torch.func`,
+    forward-mode differentiation and whatever else looks at the operators that are called.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or is_in_torch_dispatch_mode():
         return None
-    found, y = library(), inputs[0]
-    if found is None or y.dim() != 4 or not 0 < y.size(1) <= MOST_CHANNELS or y.numel() == 0:
+    if torch._C._are_functorch_transforms_active() or not (found := library()):  # pyright: ignore[reportAttributeAccessIssue]
         return None
-    if torch.is_autocast_enabled("cpu") or is_in_torch_dispatch_mode():
+    if y.dim() != 4 or not 0 < y.size(1) <= MOST_CHANNELS or y.numel() == 0:
         return None
-    for x in inputs:
+    channels = y.size(1)
+    shapes = ((channels,), (channels,), (channels, channels, 3, 3), (channels,))
+    for x, shape in zip((y, y if k_first is None else k_first, *params), (y.shape, y.shape, *shapes), strict=True):
         ordinary = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.dtype == torch.float32
-        if not ordinary or not x.is_contiguous() or forward_ad.unpack_dual(x).tangent is not None:
+        if not ordinary or x.shape != shape or not x.is_contiguous() or forward_ad.unpack_dual(x).tangent is not None:
             return None
-    try:
-        y.data_ptr()
-    except RuntimeError:  # a stand-in for many tensors, or for one that is differentiated: torch.func
-        return None
     return found
 
 
@@ -213,7 +156,7 @@ def differentiable(
     plan: Plan, h: float, eps: float, inputs: Sequence[Any], cotangents: tuple[Tensor | None, Tensor | None]
 ) -> list[Tensor | None]:
     """The derivatives by the inputs that want one, as functions of all of them and of the cotangents."""
-    # by names of their own: k_first depends on y, whose derivative is not to run through it
+    # of aliases: k_first depends on y, and the derivative by y must not include that dependence
     inputs = [None if x is None else x.view_as(x) for x in inputs]
     pairs = zip(plain_step(plan, h, eps, inputs), cotangents, strict=True)
     outputs = [(output, by) for output, by in pairs if output is not None and by is not None]
@@ -236,10 +179,10 @@ def evaluate_conv_field(y: Tensor, params: Parameters, eps: float) -> Tensor | N
         params: the norms' scale and shift, `[C]`; the convolution's kernel, `[C, C, 3, 3]`, and bias, `[C]`.
         eps: added to the norms' variances.
     """
-    kernel = kernel_for(y, *params)
+    inputs = (y, None, *params)
+    kernel = kernel_for(*inputs)
     if kernel is None:
         return None
-    inputs = (y, None, *params)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (y, *params)):
         return ConvFieldStep.apply(kernel, EVALUATION, 0.0, eps, (0.0, 0.0), *inputs)[1]  # pyright: ignore
     return Taken(kernel, EVALUATION, 0.0, eps, (0.0, 0.0), inputs, keep=False).k_last
@@ -265,12 +208,11 @@ def take_conv_field_step(
         eps: added to the norms' variances.
         tolerance: relative and absolute, for the error ratio.
     """
-    tensors = [x for x in (y, k_first, *params) if x is not None]
-    kernel = kernel_for(*tensors)
+    inputs = (y, k_first, *params)
+    kernel = kernel_for(*inputs)
     if kernel is None or plan.points > MOST_POINTS:
         return None
-    inputs = (y, k_first, *params)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         return FusedStep(*ConvFieldStep.apply(kernel, plan, h, eps, tolerance, *inputs))  # pyright: ignore
     taken = Taken(kernel, plan, h, eps, tolerance, inputs, keep=False)
     assert taken.y1 is not None

@@ -17,8 +17,8 @@ from odenet_lightning.data.datasets import Digits
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5
+from odenet_lightning.studies.other_libraries import by_torchdiffeq
 from odenet_lightning.studies.pairs import PairStudy, Way
-from odenet_lightning.studies.steps import by_torchdiffeq
 from odenet_lightning.studies.study import Row
 from odenet_lightning.studies.training import trainer_for
 

@@ -11,10 +11,10 @@ from odenet_lightning.models import ODENet
 EPS = 1e-5
 
 
-def jitted_step(net: ODENet, images: Tensor, labels: Tensor, tolerance: float) -> Callable[[], None]:
+def jitted_step(net: ODENet, images: Tensor, labels: Tensor, tolerance: float) -> Callable[[], dict[str, Any]]:
     """A jitted step of SGD with momentum on the same weights and digits, dopri5 at a tolerance.
 
-    Backpropagation runs through the steps, kept by diffrax's own checkpoints.
+    Backpropagation runs through the steps, kept by diffrax's own checkpoints. The step returns the parameters.
     """
     jax: Any = importlib.import_module("jax")  # extras, of which no type is known here
     diffrax: Any = importlib.import_module("diffrax")
@@ -55,8 +55,9 @@ def jitted_step(net: ODENet, images: Tensor, labels: Tensor, tolerance: float) -
 
     compiled, state = jax.jit(update), [params, jax.tree.map(jnp.zeros_like, params)]
 
-    def step() -> None:
+    def step() -> dict[str, Any]:
         state[:] = compiled(*state)
         jax.block_until_ready(state)
+        return state[0]
 
     return step

@@ -1,6 +1,5 @@
 """What does a training step cost? This project's steps against each other, and those of other libraries."""
 
-import importlib
 import importlib.util
 import math
 import time
@@ -9,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-import torchdiffeq
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from odenet_lightning.block import recorded_solves
@@ -20,10 +18,9 @@ from odenet_lightning.kernels import library
 from odenet_lightning.models import ODENet
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.in_jax import jitted_step
+from odenet_lightning.studies.other_libraries import Block, by_torchdiffeq, by_torchode, in_operators
 from odenet_lightning.studies.pairs import PairStudy, Way
 from odenet_lightning.studies.study import Row, number
-
-Block = Callable[[Tensor], Tensor]  # y(0) -> y(1)
 
 WARM, HEURISTIC, CHECKPOINT = "Dopri5, warm first step", "Dopri5, heuristic first step", "Dopri5, warm, Checkpoint"
 OPERATORS, COMPILED = "Dopri5, warm, PyTorch's operators", "Dopri5, warm, compiled"
@@ -40,19 +37,6 @@ PAIRS = (
     *((CHECKPOINT, WARM, 0.1), (BACKPROP, ADJOINT, 0.1), (HEURISTIC, BACKPROP, 0.1), (WARM, HEURISTIC, 0.1)),
     (COMPILED, WARM, 0.1),
 )
-
-
-class InOperators(nn.Module):
-    """The post's field by PyTorch's operators, as other libraries are given it."""
-
-    def __init__(self, field: ConvField) -> None:
-        super().__init__()
-        self.norm, self.conv = field.norm, field.conv
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """Return dy/dt, `[B, C, H, W]`."""
-        del t
-        return self.norm(self.conv(F.relu(self.norm(y))))
 
 
 def multiply_adds(field: ConvField, state: Tensor) -> int:
@@ -187,7 +171,7 @@ class Steps(PairStudy):
 
         return self._timed(step)
 
-    def _timed(self, step: Callable[[], None]) -> Way:
+    def _timed(self, step: Callable[[], object]) -> Way:
         def way() -> float:
             begin = time.perf_counter()
             step()
@@ -214,43 +198,3 @@ class Steps(PairStudy):
                 torch.autograd.grad(net.block.field(zero, state), (state, *net.block.field.parameters()), cotangent)
 
         return self._timed(step)
-
-
-def in_operators(net: ODENet) -> InOperators:
-    """The network's field without its kernel."""
-    assert isinstance(net.block.field, ConvField)
-    return InOperators(net.block.field)
-
-
-def by_torchdiffeq(net: ODENet, rtol: float, adjoint: bool) -> Block:
-    """The post's solve: dopri5, differentiated by the adjoint or by backpropagation."""
-    solve, field = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint, in_operators(net)
-
-    def block(y: Tensor) -> Tensor:
-        states = solve(field, y, torch.tensor([0.0, 1.0], device=y.device), rtol=rtol, atol=rtol)
-        assert isinstance(states, Tensor)
-        return states[1]
-
-    return block
-
-
-def by_torchode(net: ODENet, rtol: float) -> Block:
-    """Dopri5 by torchode, differentiated by backpropagation."""
-    torchode: Any = importlib.import_module("torchode")  # an extra, with types of its own making
-    shape: list[int] = []
-    field = in_operators(net)
-
-    def evaluate(t: Tensor, y: Tensor) -> Tensor:
-        return field(t, y.view(-1, *shape)).flatten(1)
-
-    term = torchode.ODETerm(evaluate)
-    controller = torchode.IntegralController(atol=rtol, rtol=rtol, term=term)
-    solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), controller)
-
-    def block(y: Tensor) -> Tensor:
-        shape[:] = y.shape[1:]
-        start, end = torch.zeros(len(y), device=y.device), torch.ones(len(y), device=y.device)
-        problem = torchode.InitialValueProblem(y0=y.flatten(1), t_start=start, t_end=end, t_eval=None)
-        return solver.solve(problem).ys[:, -1].view_as(y)
-
-    return block
