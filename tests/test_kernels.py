@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +17,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import ConvField
 from odenet_lightning.gradients import Backprop, Checkpoint
-from odenet_lightning.kernels import conv_field, library
-from odenet_lightning.kernels.library import Library
+from odenet_lightning.kernels import compiled as kernel_library
+from odenet_lightning.kernels import conv_field
+from odenet_lightning.kernels.compiled import Library
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Problem, Solver, Tsit5
 from odenet_lightning.solvers.runge_kutta import RungeKutta, fused_step, plan_of
 
@@ -379,6 +383,44 @@ def test_frozen_parameters_and_what_changes_in_between(build: Library) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("solver", [Midpoint(2), Dopri5(1e-2, 1e-2, 0.3)], ids=repr)
+def test_a_later_layer_may_change_the_end_in_place(build: Library, solver: Solver) -> None:
+    field, y0 = made(2), torch.randn(2, 2, 5, 5, requires_grad=True)
+    y1 = ODEBlock(field, solver, Backprop())(y0)
+    (expected,) = torch.autograd.grad((y1 * 2).sum(), y0, retain_graph=True)
+    (found,) = torch.autograd.grad(y1.mul_(2).sum(), y0)
+    assert torch.equal(found, expected)
+
+
+@needs_compiler
+def test_a_compiled_field_is_left_to_the_compiler(build: Library) -> None:
+    field, y = made(2), torch.randn(1, 2, 5, 5)
+    plan = plan_of(RK4(1).tableau, True)
+    assert fused_step(field, plan, 0.1, y) is not None
+    field.compile(backend="eager")
+    assert fused_step(field, plan, 0.1, y) is None
+
+
+class Watching(TorchDispatchMode):
+    """Keeps the names of the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@needs_compiler
+def test_who_watches_operators_sees_them(build: Library) -> None:
+    with Watching() as watching:
+        made(2)(ZERO, torch.randn(1, 2, 5, 5))
+    assert sum("convolution" in name for name in watching.names) == 1
+
+
+@needs_compiler
 def test_nan_stays_nan(build: Library) -> None:
     y = torch.randn(2, 2, 5, 5)
     y[0, 0, 2, 2] = torch.nan
@@ -390,9 +432,21 @@ def test_nan_stays_nan(build: Library) -> None:
     assert fused.error_ratio != fused.error_ratio
 
 
-def test_environment_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ODENET_KERNELS", "0")
-    assert library.__wrapped__() is None
+@needs_compiler
+@pytest.mark.parametrize(
+    ("given", "capability", "name"), [("0", "AVX2", None), ("1", "AVX2", "avx2"), ("1", "DEFAULT", None)]
+)
+def test_the_environment_and_the_cpu_choose(
+    compiled: dict[str, Library], monkeypatch: pytest.MonkeyPatch, given: str, capability: str, name: str | None
+) -> None:
+    if "avx2" not in compiled:
+        pytest.skip("this CPU has no AVX2")
+    monkeypatch.setenv("ODENET_KERNELS", given)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    found = SimpleNamespace(origin=compiled["avx2"].functions._name)
+    monkeypatch.setattr(kernel_library, "find_spec", lambda asked: found if asked.endswith("avx2") else None)
+    chosen = kernel_library.library.__wrapped__()
+    assert (chosen and chosen.name) == name
 
 
 @needs_compiler

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from odenet_lightning.kernels.library import Library, Step, address, library
+from odenet_lightning.kernels.compiled import Library, Step, address, library
 from odenet_lightning.kernels.plan import FusedStep, Plan
 
 MOST_POINTS = 16  # as in conv_field.c
@@ -131,9 +131,8 @@ class ConvFieldStep(torch.autograd.Function):
         place(step, conv, stats, k_first is not None)
         ctx.kernel.backward(step)
         by_weight, by_gamma, by_beta = by_params.split([weight.numel(), len(gamma), len(beta)])
-        every = (by_y, by_k_first, by_gamma, by_beta, by_weight.view_as(weight), torch.zeros_like(bias))
-        wanted = ctx.needs_input_grad[5:]
-        return (*[None] * 5, *(by if wants else None for by, wants in zip(every, wanted, strict=True)))
+        by_weight = by_weight.view_as(weight)
+        return (*[None] * 5, by_y, by_k_first, by_gamma, by_beta, by_weight, torch.zeros_like(bias))
 
 
 def plain_step(plan: Plan, h: float, eps: float, inputs: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
