@@ -21,6 +21,7 @@ from torch import nn
 
 from odenet_lightning.checkpoints import RefusedCheckpoint
 from odenet_lightning.cli import main
+from odenet_lightning.gradients import Adjoint
 from odenet_lightning.models import Classifier, ODENet, PyramidODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5, Midpoint
@@ -30,6 +31,7 @@ from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.depth import half_width
 from odenet_lightning.studies.digits import Digits
 from odenet_lightning.studies.flow import separation
+from odenet_lightning.studies.gradients import GRADIENTS, Gradients
 from odenet_lightning.studies.in_jax import jitted_step
 from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.memory import HeldBytes, LiveBytes
@@ -272,6 +274,19 @@ def test_steps_measures_every_pair_but_the_compiled_one(measured: dict[str, list
     pairs = [(row["a"], row["b"]) for row in measured["steps"]]
     assert len(pairs) == 9 + sum(importlib.util.find_spec(name) is not None for name in ("torchode", "diffrax"))
     assert all(row["ratio"] == number(row, "a_ms") / number(row, "b_ms") for row in measured["steps"])
+
+
+def test_a_gradient_that_cannot_be_computed_is_an_empty_row(
+    monkeypatch: pytest.MonkeyPatch, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Gradients(root=str(sample_root), source="sample", batch_size=2, repeats=1, tolerances=[0.1], depths=[1])
+    monkeypatch.setitem(GRADIENTS, "Adjoint", Adjoint(1e-12, 1e-12))
+    rows = [{**case, **study.measure(case)} for case in study.cases() if case["rtol"] or case["gradient"] != "Adjoint"]
+    failed = next(row for row in rows if (row["gradient"], row["rtol"]) == ("Adjoint", 0.1))
+    assert (failed["n"], failed["seconds"], failed["relative_error"]) == (0, None, None)
+    assert "max_steps = 1000 steps were not enough" in capsys.readouterr().out
+    assert all(row["n"] == 1 for row in rows if row is not failed)
+    study.draw(rows)
 
 
 def test_the_share_of_the_machine(monkeypatch: pytest.MonkeyPatch, sample_root: Path) -> None:

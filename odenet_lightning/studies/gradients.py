@@ -16,7 +16,7 @@ from odenet_lightning.block import recorded_solves
 from odenet_lightning.figures import new_figure, series_style
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.models import Classifier, ODENet
-from odenet_lightning.solvers import Dopri5, Midpoint, Solver
+from odenet_lightning.solvers import Dopri5, Midpoint, Solver, SolverError
 from odenet_lightning.studies.memory import HeldBytes, LiveBytes
 from odenet_lightning.studies.networks import TrainedBefore
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
@@ -34,6 +34,12 @@ GIB = 2**30
 def flat_gradient(net: Classifier) -> Tensor:
     """All parameters' gradients in one vector, float64."""
     return torch.cat([p.grad.double().flatten() for p in net.parameters() if p.grad is not None])
+
+
+MEASURED = (
+    *("seconds", "nfe_forward", "nfe_backward", "held_bytes", "peak_bytes", "images_per_gib"),
+    *("relative_error", "cosine"),
+)
 
 
 @dataclass
@@ -63,10 +69,7 @@ class Gradients(TrainedBefore):
         **{"batch_size": 16, "repeats": 3},
     }
     sweeps: ClassVar[tuple[str, ...]] = ("tolerances", "depths")
-    shown: ClassVar[tuple[str, ...]] = (
-        *("gradient", "rtol", "num_steps", "seconds", "nfe_forward", "nfe_backward"),
-        *("held_bytes", "peak_bytes", "images_per_gib", "relative_error", "cosine", "n"),
-    )
+    shown: ClassVar[tuple[str, ...]] = ("gradient", "rtol", "num_steps", *MEASURED, "n")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,7 +114,14 @@ class Gradients(TrainedBefore):
         return live.peak
 
     def measure(self, case: Row) -> Row:
-        """Time, bytes, evaluations and error of one case."""
+        """Time, bytes, evaluations and error of one case; empty, with n = 0, where its solve cannot be finished."""
+        try:
+            return self._measured(case)
+        except SolverError as error:
+            print(f"{case['gradient']}: {error}")
+            return {**dict.fromkeys(MEASURED), "n": 0}
+
+    def _measured(self, case: Row) -> Row:
         solver = (
             Midpoint(num_steps=int(number(case, "num_steps")))
             if case["rtol"] is None

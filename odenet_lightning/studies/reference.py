@@ -155,13 +155,18 @@ def pairs(study: str, unit: str = "ms") -> str:
 def gradients() -> str:
     """Cost and error of the gradient methods at three tolerances, and at three depths."""
     wanted = [(0.1, None), (1e-3, None), (1e-6, None), (None, 4), (None, 16), (None, 64)]
-    lines = [
-        [
-            *(f"`{row['gradient']}`", f"`Dopri5` at {rtol:g}" if rtol else f"`Midpoint`, {steps} steps"),
+
+    def cells(row: Row) -> list[str]:
+        if not row["n"]:
+            return [MISSING] * 6
+        return [
             *(f"{1e3 * number(row, 'seconds'):.0f}", f"{row['nfe_forward']} / {row['nfe_backward']}"),
             *(f"{number(row, key) / MIB:.1f}" for key in ("held_bytes", "peak_bytes")),
             *(f"{row['images_per_gib']:,}", f"{number(row, 'relative_error'):.2g}"),
         ]
+
+    lines = [
+        [f"`{row['gradient']}`", f"`Dopri5` at {rtol:g}" if rtol else f"`Midpoint`, {steps} steps", *cells(row)]
         for rtol, steps in wanted
         for row in reference("gradients")
         if (row["rtol"], row["num_steps"]) == (rtol, steps)
