@@ -17,8 +17,8 @@ class CoarseStart(Callback):
     epochs then fit the weights to the accurate solver. The multilevel idea of Chang et al. 2018
     (arXiv:1710.10348), in the number of steps only.
 
-    What is learned so is also closer to an ODE than with the accurate solver throughout, which lets the dynamics
-    become harder than it can follow.
+    On the post's network it also led to weights that an accurate solver changed less than with the finer solver
+    throughout (three seeds, validation digits).
 
     Args:
         solver: the coarse solver, for all ODE blocks.

@@ -30,8 +30,8 @@ class Adjoint(Gradient):
 
     Memory: two states, whatever the solve. Time: a second solve whose evaluations each cost a
     vector-Jacobian product. Not exact: y is recomputed backwards, so the gradient carries the errors
-    of both solves, which shrink only with the tolerances. At the post's tolerance of 0.1 the error can
-    exceed the gradient itself (130 % in the reference rows of `study gradients`).
+    of both solves, which shrink only with the tolerances. At the post's tolerance of 0.1 expect tens of
+    per cent (36 % in the reference rows of `study gradients`).
 
     Not recommended when the states fit into memory, or when gradients must be trusted: `Checkpoint`
     costs about the same, is exact and keeps little. A flow that contracts strongly cannot be recomputed
@@ -55,7 +55,8 @@ class Adjoint(Gradient):
             seminorm: leave g out of the error norm (Kidger, Chen, Lyons 2021, arXiv:2009.09457): g does
                 not feed back into y and a, so its error need not shrink their steps.
             normalise: solve for a over its root mean square at t1 and multiply back, so that neither the
-                gradient nor its cost depends on the loss's unit, a mean over the batch or a loss scale. False
+                gradient nor its cost depends on the loss's unit, a mean over the batch or a loss scale. Small
+                tolerances then cost far more evaluations, and a relu's kinks can make them unreachable. False
                 applies `atol` to dL/dy itself, as torchdiffeq does.
         """
         for name, value in (("rtol", rtol), ("atol", atol)):

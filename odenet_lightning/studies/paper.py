@@ -95,7 +95,7 @@ class Paper(Study):
 
     def _module(self) -> ClassifierModule:
         solver = Dopri5(self.tolerance, self.tolerance)
-        net = ODENet(self.channels, solver, Adjoint())
+        net = ODENet(self.channels, solver, Adjoint(normalise=False))
         return ClassifierModule(net, lambda p: AdamW(p, lr=self.lr, weight_decay=1e-4), schedule="constant")
 
     def _trained(self, point: int) -> str:
