@@ -67,11 +67,11 @@ class IsODE(Callback):
             with trainer.precision_plugin.forward_context():
                 self.certificate = certify(classifier(pl_module).net, images, labels)
         except SolverError as error:
-            print(f"is it an ODE         no: an accurate solver cannot solve it: {error}", flush=True)
+            print(f"is it an ODE           no: an accurate solver cannot solve it: {error}", flush=True)
             return
         if self.certificate is None:
             return
-        print("\n" + "\n".join(f"{name:<20} {value}" for name, value in self.certificate.rows()), flush=True)
+        print("\n" + "\n".join(f"{name:<22} {value}" for name, value in self.certificate.rows()), flush=True)
         writer = tensorboard(trainer) if trainer.state.fn == "fit" else None
         if writer is not None:
             for name, value in self.certificate.scalars().items():
