@@ -71,7 +71,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def curves(folder: Path, before: int | None = None) -> dict[str, list[tuple[int, float]]]:
     """(step, value) of every curve, of steps below `before`.
 
-    In the order of steps: two event files of one second are read in the order of their names, which end in a process id.
+    In the order of steps: event files of one second are read in the order of their names, which end in a process id.
     """
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {
