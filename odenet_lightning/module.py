@@ -12,12 +12,13 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from odenet_lightning.checkpoints.restorable import Restorable
+from odenet_lightning.checkpoints.restorable import OBJECTS, Restorable
 from odenet_lightning.compiling import compile_network
 from odenet_lightning.divergence import refuse_loss
 from odenet_lightning.gradients import UnknownTensorError
 from odenet_lightning.models import CLASSES, Classifier, ODENet
 from odenet_lightning.optimizers import learning_rates
+from odenet_lightning.regularizers import Regularizer, regularized
 from odenet_lightning.schedules import Schedule, refuse_unknown, scheduler_of
 from odenet_lightning.skipping import OnSolverError, Skips
 from odenet_lightning.solvers import SolverError
@@ -42,6 +43,7 @@ class ClassifierModule(Restorable):
         on_solver_error: "raise" ends the run with the error, its checkpoints kept; "skip" discards the batch and any
             accumulated gradients, and counts it (`solver/skipped`), up to ten in a row. One process only, and not in
             16-mixed, whose scaler needs every batch.
+        regularizer: makes the dynamics cheap to solve, in training alone; by default none. `train/loss` is without it.
         compile: compile the ODE blocks' fields with torch.compile, or the whole network if it has no ODE block. Takes
             a minute at the start; state-dict keys stay the same.
     """
@@ -53,13 +55,14 @@ class ClassifierModule(Restorable):
         schedule: Schedule = "one_cycle",
         on_solver_error: OnSolverError = "raise",
         compile: bool = False,
+        regularizer: Regularizer | None = None,
     ) -> None:
         super().__init__()
         refuse_unknown(schedule)
-        # objects are no hyperparameters; the command line adds both as the plain config that made them
-        self.save_hyperparameters(ignore=["net", "optimizer"])
+        # objects are no hyperparameters; the command line adds them as the plain config that made them
+        self.save_hyperparameters(ignore=list(OBJECTS))
         self.net = net or ODENet()
-        self.optimizer_of = optimizer
+        self.optimizer_of, self.regularizer = optimizer, regularizer
         self.schedule: Schedule = schedule
         self.skips, self.compiles = Skips(on_solver_error), compile
         # a micro average comes out right whatever the number of classes
@@ -83,7 +86,7 @@ class ClassifierModule(Restorable):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images, labels = batch
         try:
-            logits = self(images)
+            logits, value = self._regularized(images)
         except SolverError as error:
             self._skip(error)
             return None
@@ -91,11 +94,25 @@ class ClassifierModule(Restorable):
         self.train_acc.update(logits.detach(), labels)
         if is_shown(self.trainer):
             self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
-            mean = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")  # over processes, in place
-            self.log("train/loss", mean, prog_bar=True)
-            refuse_loss(mean, f"at step {self.trainer.global_step + 1}")
+            self._log_mean("train/loss", loss, prog_bar=True)
+            if self.regularizer is not None:
+                self._log_mean(f"reg/{self.regularizer.name}", value)
             self.log_dict(learning_rates(self.trainer.optimizers[0]))
-        return loss
+        return loss if self.regularizer is None else loss + self.regularizer.weight * value
+
+    def _regularized(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits, and the mean over the ODE blocks of the regularizer's value, without one 0."""
+        if self.regularizer is None:
+            return self(images), images.new_zeros(())
+        with regularized(self.net, self.regularizer) as values:
+            logits = self(images)
+        return logits, torch.stack(values).mean()
+
+    def _log_mean(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
+        """Log a loss's mean over the processes, and end a run where it is NaN or infinite."""
+        mean = self.trainer.strategy.reduce(value.detach().clone(), reduce_op="mean")  # in place
+        self.log(name, mean, prog_bar=prog_bar)
+        refuse_loss(mean, f"at step {self.trainer.global_step + 1}")
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

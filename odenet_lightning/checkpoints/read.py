@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from odenet_lightning.checkpoints.trust import RefusedCheckpoint, refuse_foreign, texts_of_module
 from odenet_lightning.data import MNISTDataModule, Source
 from odenet_lightning.models import Classifier
+from odenet_lightning.regularizers import Regularizer
 
 TRAIN_ONE = "train one with 'python -m odenet_lightning fit'"
 
@@ -50,23 +51,23 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 def rebuild(
     path: str | Path, checkpoint: dict[str, Any], trusted: str | None, remedy: str, only: Iterable[str] | None = None
 ) -> dict[str, Any]:
-    """The network and the optimiser of a checkpoint, as its config says: neither has the weights yet.
+    """The network, optimiser and regularizer of a checkpoint, as its config says: none has the weights yet.
 
     Args:
         path: the checkpoint's, to be named in errors.
         checkpoint: its content.
         trusted: a module or package whose classes may be imported.
         remedy: how the user can trust one.
-        only: which of `net` and `optimizer` are wanted; by default both.
+        only: which of `net`, `optimizer` and `regularizer` are wanted; by default all.
 
     Returns:
-        `net`, a `Classifier`, and `optimizer`, which makes one from parameters; what the checkpoint does not
-        describe is left out.
+        `net`, a `Classifier`, `optimizer`, which makes one from parameters, and `regularizer`; what the checkpoint
+        does not describe is left out.
 
     Raises:
         RefusedCheckpoint: a part is of a class that is neither known nor trusted.
     """
-    kinds = {"net": Classifier, "optimizer": Callable[[Iterable], Optimizer]}
+    kinds = {"net": Classifier, "optimizer": Callable[[Iterable], Optimizer], "regularizer": Regularizer}
     kept = checkpoint.get("hyper_parameters", {})
     wanted = kinds if only is None else only
     config = {key: kept[key] for key in wanted if isinstance(kept.get(key), dict)}

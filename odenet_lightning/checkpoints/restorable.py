@@ -11,9 +11,11 @@ from odenet_lightning.checkpoints.read import TRAIN_ONE, load_checkpoint, rebuil
 from odenet_lightning.checkpoints.trust import RefusedCheckpoint
 from odenet_lightning.models import Classifier
 
+OBJECTS = ("net", "optimizer", "regularizer")  # arguments whose config a checkpoint keeps
+
 
 class Restorable(LightningModule):
-    """A module whose constructor takes `net` and `optimizer`, and whose checkpoints keep the config that made them.
+    """A module made of `net`, `optimizer` and `regularizer`, whose checkpoints keep the config that made them.
 
     Beside the weights a checkpoint keeps the warm steps of the network's ODE blocks.
     """
@@ -33,7 +35,7 @@ class Restorable(LightningModule):
         trusted: str | None = None,
         **kwargs: Any,
     ) -> Self:
-        """The module of a checkpoint that `fit` has written, with its network, weights and optimiser.
+        """The module of a checkpoint that `fit` has written, with its network, weights, optimiser and regularizer.
 
         Args:
             checkpoint_path: the file.
@@ -54,14 +56,14 @@ class Restorable(LightningModule):
             raise ValueError("a checkpoint keeps its own config: leave hparams_file out, and give changes as arguments")
         checkpoint = load_checkpoint(checkpoint_path, map_location)
         kept = {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key[:1] != "_"}
-        wanted = [key for key in ("net", "optimizer") if key not in kwargs]
+        wanted = [key for key in OBJECTS if key not in kwargs]
         remedy = "name its module (trusted='MODULE', --trusted MODULE), or give the network (net=...)"
         made = rebuild(checkpoint_path, checkpoint, trusted, remedy, wanted)
         if "net" not in made | kwargs:
             raise RefusedCheckpoint(
                 f"{checkpoint_path} does not say what its network is: give it (net=...), or {TRAIN_ONE}"
             )
-        plain = {key: value for key, value in kept.items() if key not in ("net", "optimizer")}
+        plain = {key: value for key, value in kept.items() if key not in OBJECTS}
         module = cls(**{**plain, **made, **kwargs})
         weights = checkpoint["state_dict"]
         if weights:

@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from odenet_lightning.augment import Augmentation
 from odenet_lightning.gradients import Gradient
+from odenet_lightning.regularizers import Regularizer
 from odenet_lightning.solvers import Solver
 
-KINDS = (nn.Module, Optimizer, Solver, Gradient, Augmentation)
+KINDS = (nn.Module, Optimizer, Solver, Gradient, Regularizer, Augmentation)
 
 
 class RefusedCheckpoint(RuntimeError):
@@ -25,7 +26,7 @@ def foreign_texts(settings: Any, trusted: Set[str] = frozenset()) -> list[str]:
 
     The parser follows class paths, to functions, too, and reads a text as YAML or as the name of a file with a class
     path in it. So only these pass: plain words that name no file, keys that are names, and class paths of networks,
-    optimisers and their parts in this project and torch.
+    optimisers, regularizers and their parts in this project and torch.
     """
     if isinstance(settings, dict):
         path = settings.get("class_path")

@@ -32,6 +32,7 @@ from odenet_lightning.checkpoints import (
     in_slurm,
     is_requeued,
 )
+from odenet_lightning.checkpoints.restorable import OBJECTS
 from odenet_lightning.cli.argv import CommandLine, bare_data, defaults
 from odenet_lightning.cli.choices import RunLength, drawn_seed
 from odenet_lightning.cli.errors import UsageError, condense, explain, is_lost_process, named_in_errors
@@ -175,7 +176,7 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Keep the plain config of what is built from objects with the checkpoint."""
         self._dump_config()
-        for key in ("net", "optimizer"):
+        for key in OBJECTS:
             self.model.hparams[key] = self.config_dump["model"][key]
         if isinstance(self.datamodule, MNISTDataModule):
             self.datamodule.hparams["augment"] = self.config_dump["data"]["augment"]

@@ -100,14 +100,18 @@ class AdaptiveRungeKutta(RungeKutta):
             return self.take_equal_steps(problem, steps)
         return _AdaptiveSolve(self, problem).run()
 
+    def scaled_error(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float) -> Tensor:
+        """The error estimate of a step over its tolerance, in the state's shape."""
+        assert self.tableau.error is not None
+        weights = self.tableau.error
+        error = add_weighted(ks[0] * (weights[0] * h), ks[1:], weights[1:], h)
+        scale = torch.maximum(y.abs(), y1.abs()).mul_(self.rtol).add_(self.atol)
+        return error.div_(scale)
+
     def error_ratio(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float, norm: Norm) -> float:
         """norm(error / tolerance) of a step, with one device-to-host synchronisation."""
-        assert self.tableau.error is not None
         with torch.no_grad():
-            weights = self.tableau.error
-            error = add_weighted(ks[0] * (weights[0] * h), ks[1:], weights[1:], h)
-            scale = torch.maximum(y.abs(), y1.abs()).mul_(self.rtol).add_(self.atol)
-            return host_value(norm(error.div_(scale)))
+            return host_value(norm(self.scaled_error(y, y1, ks, h)))
 
     def step_factor(self, ratio: float) -> float:
         """How much larger the next step may be, given this one's error ratio."""
@@ -161,7 +165,8 @@ class _AdaptiveSolve:
         self.evaluations += 1
         first = self.problem.warm_step if self.method.first_step == "warm" else self.method.first_step
         may_pass_end = not isinstance(first, float | int)
-        self.needs_no_stages = not may_pass_end  # they are for the state within a last step that passes the end
+        # they are for the state within a last step that passes the end, and for whoever observes the steps
+        self.needs_no_stages = not may_pass_end and self.problem.observe is None
         if may_pass_end:
             h = self.method.guess_first_step(self.problem, k0)
             self.evaluations += 1
@@ -184,6 +189,8 @@ class _AdaptiveSolve:
             step = Step(self.t, self.sign * h, self.y, fraction)
             if record is not None:
                 self.steps.append(replace(step, context=record()))
+            if self.problem.observe is not None:
+                self.problem.observe(step, y1, ks)
             self.sizes.append(h)
             if is_cut or left <= h:
                 y = y1 if fraction == 1.0 else self.method.interpolate(self.y, y1, ks, step.h, fraction)

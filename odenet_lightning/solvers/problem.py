@@ -110,6 +110,8 @@ class Problem:
         norm: maps error / tolerance to a scalar tensor; a step is accepted where it is <= 1.
         record: called once per accepted step, where the steps are wanted (`Solution.steps`): before the step with
             fixed steps, after its acceptance with error control. Its value is kept with the step.
+        observe: called by adaptive Runge-Kutta methods once per accepted step, with the step, the state at its end
+            and its stages, the last of which is f there.
     """
 
     field: VectorField
@@ -120,3 +122,4 @@ class Problem:
     max_nfe: int = MAX_NFE
     norm: Norm = rms_norm
     record: Callable[[], Any] | None = None
+    observe: Callable[[Step, Tensor, Sequence[Tensor]], None] | None = None
