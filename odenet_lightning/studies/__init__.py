@@ -1,5 +1,6 @@
 """Studies: the open questions about Neural ODEs on digits, answered in rows and figures."""
 
+from odenet_lightning.studies.cost import Cost
 from odenet_lightning.studies.depth import Depth
 from odenet_lightning.studies.digits import Digits
 from odenet_lightning.studies.evaluate import Evaluate
@@ -17,6 +18,7 @@ STUDIES: dict[str, type[Study]] = {
     "gradients": Gradients,
     "solvers": Solvers,
     "depth": Depth,
+    "cost": Cost,
     "paper": Paper,
     "flow": Flow,
     "digits": Digits,

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from odenet_lightning.checkpoints import WholeCheckpointIO
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.module import ClassifierModule
+from odenet_lightning.regularizers import Regularizer
 from odenet_lightning.solvers import FixedStep, Midpoint
 from odenet_lightning.studies.study import Study
 
@@ -43,6 +45,8 @@ def train(
     device: str,
     lr: float = 0.01,
     callbacks: Sequence[Callback] = (),
+    regularizer: Regularizer | None = None,
+    steps: int | None = None,
 ) -> ClassifierModule:
     """Train a network by the built-in recipe (AdamW, one cycle) for a fixed number of epochs; none is chosen.
 
@@ -54,10 +58,14 @@ def train(
         device: "cpu" or "cuda".
         lr: the cycle's peak.
         callbacks: Lightning's.
+        regularizer: see `ClassifierModule`.
+        steps: batches per epoch, at most; by default all.
     """
     seed_everything(seed, verbose=False)
-    module = ClassifierModule(make(), optimizer=lambda p: AdamW(p, lr=lr, weight_decay=1e-4))
-    trainer = trainer_for(device, max_epochs=epochs, callbacks=list(callbacks), limit_val_batches=0)
+    optimizer = partial(AdamW, lr=lr, weight_decay=1e-4)
+    module = ClassifierModule(make(), optimizer, regularizer=regularizer)
+    limits = {"limit_val_batches": 0, "limit_train_batches": steps}
+    trainer = trainer_for(device, max_epochs=epochs, callbacks=list(callbacks), **limits)
     with torch.enable_grad():  # Lightning alone would not restore what was set before
         trainer.fit(module, copy.copy(data))
     module.to(device)
