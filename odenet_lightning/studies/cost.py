@@ -23,7 +23,7 @@ NONE = "none"
 REGULARIZERS: dict[str, tuple[Callable[[float], Regularizer], tuple[float, ...]]] = {
     "Kinetic": (Kinetic, (0.1, 1.0)),
     "Jacobian": (Jacobian, (0.1, 1.0)),
-    "ErrorEstimate": (ErrorEstimate, (0.1, 1.0)),
+    "ErrorEstimate": (ErrorEstimate, (1.0, 10.0)),
     "Stiffness": (Stiffness, (0.01, 0.1)),
     "RandomEnd": (RandomEnd, (0.25, 0.75)),
 }
@@ -50,10 +50,10 @@ class Cost(Study):
     """
 
     seeds: int = 3
-    steps: int = 400
-    batch_size: int = 64
-    lr: float = 0.03
-    images_used: int = 10_000
+    steps: int = 300
+    batch_size: int = 32
+    lr: float = 0.02
+    images_used: int = 2_000
 
     quick: ClassVar[dict[str, Any]] = {"seeds": 1, "steps": 30, "batch_size": 32, "images_used": 200}
     sweeps: ClassVar[tuple[str, ...]] = ("seeds", "seed")
