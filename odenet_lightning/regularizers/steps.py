@@ -59,7 +59,9 @@ class _OfSteps(Weighted):
         """See `Regularizer.solve`."""
         name = type(self).__name__
         if not isinstance(solver, AdaptiveRungeKutta) or not solver.controls_error:
-            raise GradientError(f"{name} needs a solver with error control, not {solver!r}: use Dopri5 or Tsit5")
+            raise GradientError(
+                f"{name} needs a solver with error control that shows its steps, not {solver!r}: use Dopri5 or Tsit5"
+            )
         self.check(solver)
         if not isinstance(gradient, Backprop | Checkpoint):
             raise GradientError(
