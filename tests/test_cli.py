@@ -414,7 +414,9 @@ def test_settings_of_this_project_are_known() -> None:
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1, "betas": [0.9, 0.99], "foreach": None}}
     augment = {"class_path": "odenet_lightning.augment.Deform", "init_args": {"degrees": 5.0}}
     head = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 3, "out_features": 4}}
-    assert foreign_texts([{"net": net, "optimizer": optimizer, "schedule": "one_cycle"}, augment, head], set()) == []
+    regularizer = {"class_path": "odenet_lightning.regularizers.Jacobian", "init_args": {"weight": 0.1}}
+    model = {"net": net, "optimizer": optimizer, "regularizer": regularizer, "schedule": "one_cycle"}
+    assert foreign_texts([model, augment, head], set()) == []
     own = {"net": {"class_path": "mine.Net", "init_args": {"width": 3}, "dict_kwargs": {"more": 1}}}
     assert foreign_texts(own, set()) == ["dict_kwargs", "mine.Net"]
     assert foreign_texts(own, {"mine.Net"}) == []

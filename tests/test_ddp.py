@@ -11,6 +11,7 @@ from torch.optim import SGD
 from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet
 from odenet_lightning.callbacks import EvaluationCounts, Resume, TestReport, classifier
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
+from odenet_lightning.regularizers import Kinetic, RandomEnd, Regularizer
 from odenet_lightning.solvers import Dopri5, Midpoint, Solver
 
 STEPS = 50
@@ -37,7 +38,13 @@ class Recorder(Callback):
 
 
 def fit(
-    folder: Path, root: Path, processes: int, solver: Solver, gradient: Gradient, double: bool = False
+    folder: Path,
+    root: Path,
+    processes: int,
+    solver: Solver,
+    gradient: Gradient,
+    double: bool = False,
+    regularizer: Regularizer | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, float], list[list[tuple[float, float]]]]:
     """Train for 50 steps of 32 images over so many processes: weights, metrics, each process's record."""
     folder.mkdir()
@@ -46,7 +53,7 @@ def fit(
     net = ODENet(channels=3, solver=solver, gradient=gradient)
     # AdamW divides by the gradient's size, so that it lets rounding errors grow: the post's recipe for float32
     module = (
-        ClassifierModule(net)
+        ClassifierModule(net, regularizer=regularizer)
         if double
         else ClassifierModule(net, lambda p: SGD(p, lr=0.001, momentum=0.9), schedule="constant")
     )
@@ -95,6 +102,19 @@ def test_two_processes_equal_one(tmp_path: Path, sample_root: Path, gradient: Gr
     for name in ("train/acc", "train/loss", "val/acc", "val/loss", "nfe/forward", "nfe/val_forward"):
         assert two_metrics[name] == pytest.approx(one_metrics[name], rel=max(most, 1e-5)), name
     assert one_metrics["val/acc"] > 0.3, "it has learned something"
+
+
+@pytest.mark.parametrize(
+    "regularizer", [Kinetic(1.0), pytest.param(RandomEnd(), marks=pytest.mark.slow)], ids=lambda r: r.name
+)
+def test_two_processes_share_a_regularizer(tmp_path: Path, sample_root: Path, regularizer: Regularizer) -> None:
+    runs = [
+        fit(tmp_path / f"{n}", sample_root, n, Midpoint(num_steps=2), Checkpoint(), True, regularizer) for n in (1, 2)
+    ]
+    (one, one_metrics, _), (two, two_metrics, _) = runs
+    assert distance(two, one) < 1e-7, "Lightning hands the weights back as float32"
+    for name in ("train/loss", f"reg/{regularizer.name}"):
+        assert two_metrics[name] == pytest.approx(one_metrics[name], rel=1e-9), name
 
 
 def test_adaptive_processes_agree_to_the_tolerance(tmp_path: Path, sample_root: Path) -> None:

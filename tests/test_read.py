@@ -11,7 +11,9 @@ from odenet_lightning.augment import Deform
 from odenet_lightning.checkpoints import RefusedCheckpoint
 from odenet_lightning.cli import main
 from odenet_lightning.optimizers import MuonWithAdamW
+from odenet_lightning.regularizers import Kinetic
 from odenet_lightning.solvers import RK4, Bosh3
+from tests.test_class_settings import printed
 from tests.test_module import FewDigits, trainer_in
 
 FORMER = Path(__file__).parent / "checkpoints"
@@ -39,6 +41,10 @@ def test_what_fit_writes_loads_with_one_call(
         "MuonWithAdamW",
         "--model.optimizer.lr",
         "0.03",
+        "--model.regularizer",
+        "Kinetic",
+        "--model.regularizer.weight",
+        "0.3",
     )
     loaded, stored = ClassifierModule.load_from_checkpoint(LAST), torch.load(LAST, weights_only=True)
     assert isinstance(loaded.net, ODENet)
@@ -49,6 +55,9 @@ def test_what_fit_writes_loads_with_one_call(
     optimizer = loaded.optimizer_of(loaded.parameters())
     assert isinstance(optimizer, MuonWithAdamW)
     assert optimizer.param_groups[1]["lr"] == 0.03
+    assert loaded.regularizer == Kinetic(0.3)
+    resumed = printed("fit", "--ckpt_path", str(LAST))["model"]["regularizer"]
+    assert resumed == stored["hyper_parameters"]["regularizer"]
     kept = stored["hyper_parameters"]
     assert dict(loaded.hparams) == {key: value for key, value in kept.items() if not key.startswith("_")}
 

@@ -106,18 +106,17 @@ def gradients(path: Flow, value: Tensor) -> Tensor:
     return torch.cat([grad.flatten() for grad in found])
 
 
-FINE = [
-    Dopri5(1e-10, 1e-10),
-    Dopri5(1e-10, 1e-10, first_step=0.01),
-    RK4(num_steps=150),
-    TorchDiffEq("dopri5", 1e-10, 1e-10),
+COMBINATIONS = [
+    *((Dopri5(1e-9, 1e-9), gradient) for gradient in (*EXACT, Adjoint())),
+    (Dopri5(1e-9, 1e-9, first_step=0.01), Checkpoint()),
+    (RK4(num_steps=150), Backprop()),
+    (TorchDiffEq("dopri5", 1e-9, 1e-9), Adjoint()),
 ]
 
 
 @pytest.mark.parametrize("kind", PATHS)
 @pytest.mark.parametrize("regularizer", [Kinetic(), Jacobian()], ids=name)
-@pytest.mark.parametrize("gradient", [*EXACT, Adjoint()], ids=name)
-@pytest.mark.parametrize("solver", FINE, ids=["Dopri5", "Dopri5-cut", "RK4", "TorchDiffEq"])
+@pytest.mark.parametrize(("solver", "gradient"), COMBINATIONS, ids=name)
 def test_an_integral_equals_its_quadrature(
     kind: str, regularizer: Regularizer, gradient: Gradient, solver: Solver
 ) -> None:
@@ -143,22 +142,28 @@ def test_hutchinsons_estimate_is_unbiased() -> None:
     y0 = torch.ones(20_000, 2, dtype=torch.float64)
     torch.manual_seed(0)
     _, value = Jacobian().solve(Backprop(), Midpoint(num_steps=1), Problem(field, y0))
-    truth = float(field.matrix.square().sum() / 2)
+    truth = field.matrix.square().sum().item() / 2
     # of |v^T A|^2 / 2 the sd is at most sqrt(2) |A|_F^2 / 2: four standard errors
     assert value.item() == pytest.approx(truth, rel=4 * 2**0.5 / 20_000**0.5)
 
 
+class Drift(nn.Module):
+    """dy/dt = 3, of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drift = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.drift.expand_as(y)
+
+
 @pytest.mark.parametrize("gradient", EXACT, ids=name)
-def test_fields_that_are_no_functions_of_y(gradient: Gradient) -> None:
-    y0 = torch.ones(3, 2)
-    for field in (lambda t, y: torch.full_like(y, 3.0), nn.Bilinear(1, 1, 1)):
-        if isinstance(field, nn.Module):
-            drift = nn.Parameter(torch.tensor(3.0))
-            field.register_parameter("drift", drift)
-            field.forward = lambda t, y, drift=drift: drift.expand_as(y)
-        problem = Problem(field, y0)
-        assert Kinetic().solve(gradient, RK4(num_steps=2), problem)[1].item() == pytest.approx(9.0)
-        assert Jacobian().solve(gradient, RK4(num_steps=2), problem)[1].item() == 0.0
+@pytest.mark.parametrize("field", [Drift(), lambda t, y: torch.full_like(y, 3.0)], ids=["module", "function"])
+def test_fields_that_do_not_depend_on_y(gradient: Gradient, field: Any) -> None:
+    problem = Problem(field, torch.ones(3, 2))
+    values = [kind().solve(gradient, RK4(num_steps=2), problem)[1].item() for kind in (Kinetic, Jacobian)]
+    assert values == pytest.approx([9.0, 0.0])
 
 
 @pytest.mark.parametrize("gradient", EXACT, ids=name)
@@ -215,15 +220,10 @@ def test_the_error_estimate_is_the_solvers(gradient: Gradient, solver: Dopri5 | 
 
 @pytest.mark.parametrize("regularizer", [ErrorEstimate(), Stiffness()], ids=name)
 def test_a_state_that_stands_still_has_a_gradient(regularizer: Regularizer) -> None:
-    y0 = torch.ones(2, 3, requires_grad=True)
-    field = nn.Linear(3, 3)
-    nn.init.zeros_(field.weight)
-    nn.init.zeros_(field.bias)
-    still = type("Still", (nn.Module,), {"forward": lambda self, t, y: self.field(y)})()
-    still.field = field
-    _, value = regularizer.solve(Backprop(), Dopri5(), Problem(still, y0))
-    value.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in (y0, *field.parameters()))
+    y0, field = torch.ones(2, 3, dtype=torch.float64, requires_grad=True), Decay(0.0)
+    _, value = regularizer.solve(Backprop(), Dopri5(), Problem(field, y0))
+    found = torch.autograd.grad(value, (y0, field.rate))
+    assert all(grad.isfinite().all() for grad in found)
 
 
 @settings(max_examples=25, deadline=None)
@@ -263,7 +263,7 @@ def penalised(
 def test_checkpoint_equals_backprop(regularizer: Regularizer, first_step: Any) -> None:
     solver = Dopri5(1e-3, 1e-3, first_step=first_step)
     (value, grads), (other, others) = (penalised(regularizer, g, solver, torch.float64) for g in EXACT)
-    assert torch.equal(value, other)
+    assert other.item() == pytest.approx(value.item(), rel=1e-12)
     assert relative_error(others, grads) < 1e-12
 
 
@@ -278,7 +278,7 @@ def test_autocast_leaves_the_value_in_float32(regularizer: Regularizer) -> None:
     assert half.item() == pytest.approx(
         value.item(), rel=0.5 if isinstance(regularizer, ErrorEstimate | Stiffness) else 0.02
     )
-    assert torch.equal(half, other)
+    assert other.item() == pytest.approx(half.item(), rel=1e-2)
     assert relative_error(others, grads) < 0.05
 
 
@@ -341,7 +341,10 @@ def trained(folder: Path, regularizer: Regularizer | None, **options: Any) -> Cl
 
 
 @pytest.mark.parametrize("regularizer", [Kinetic(2.0), Jacobian(2.0), ErrorEstimate(2.0), Stiffness(2.0)], ids=name)
-def test_a_step_of_training_adds_the_weighted_value(tmp_path: Path, regularizer: Regularizer) -> None:
+def test_a_step_of_training_adds_the_weighted_value(
+    tmp_path: Path, regularizer: Regularizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)  # the same probe
     module = trained(tmp_path, regularizer, max_steps=1, limit_val_batches=0)
     torch.manual_seed(0)
     net = ODENet(channels=2, solver=Dopri5(1e-2, 1e-2))

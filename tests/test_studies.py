@@ -28,6 +28,7 @@ from odenet_lightning.solvers import Dopri5, Midpoint
 from odenet_lightning.studies import STUDIES, loop, recipes, run, training
 from odenet_lightning.studies import steps as steps_study
 from odenet_lightning.studies.command import run_command
+from odenet_lightning.studies.cost import COLUMNS, TOLERANCES, Cost
 from odenet_lightning.studies.depth import half_width
 from odenet_lightning.studies.digits import Digits
 from odenet_lightning.studies.flow import separation
@@ -114,6 +115,7 @@ TINY: dict[str, dict[str, Any]] = {
     "gradients": {"tolerances": [1e-1, 1e-3], "depths": [1, 4], "batch_size": 4, "repeats": 1},
     "solvers": {"steps": [1, 2, 4], "tolerances": [1e-2, 1e-4], "epochs": 1, "images_used": 20},
     "depth": {"seeds": 1, "epochs": 1, "batch_size": 500},
+    "cost": {"seeds": 1, "steps": 1, "batch_size": 4, "images_used": 20},
     "paper": {"channels": 2, "points": 2, "steps": 3, "batch_size": 16, "repeats": 1, "tolerances": [1e-2, 1e-4]},
     "flow": {"frames": 5, "epochs": 1, "images_used": 100},
     "digits": {"images_used": 40, "epochs": 1, "tolerance": 1e-3},
@@ -220,6 +222,30 @@ def test_depth_differs_in_the_trunk_alone(measured: dict[str, list[Row]]) -> Non
     assert {row["seed"] for row in rows} == {0}
     evaluations = {str(row["network"]): row["evaluations"] for row in rows}
     assert evaluations == {"none": 0, "ResNet-1": 0, "ResNet-6": 0, "ODENet": 6, "augmented": 6}
+
+
+def test_cost_tests_the_same_digits_at_every_tolerance(measured: dict[str, list[Row]]) -> None:
+    rows = measured["cost"]
+    assert [row["regularizer"] for row in rows if row["strength"] is None] == ["none"]
+    for row in rows:
+        counts = [number(row, f"evaluations_{tolerance:g}") for tolerance in (1e-3, 1e-4, 1e-5)]
+        assert counts == sorted(counts)
+        assert all((count - 2) % 6 == 0 for count in counts), "of a single batch: two, and six an attempted step"
+        assert row["n"] == 20
+
+
+def test_cost_compares_seed_by_seed() -> None:
+    def row(name: str, strength: float | None, seed: int, evaluations: float, accuracy: float) -> Row:
+        measured = {
+            f"{key}_{t:g}": v for t in TOLERANCES for key, v in zip(COLUMNS, (evaluations, accuracy), strict=True)
+        }
+        return {"regularizer": name, "strength": strength, "seed": seed, "seconds": 1.0, **measured}
+
+    rows = [row("none", None, seed, 20.0 + 20 * seed, 0.5 + 0.1 * seed) for seed in range(3)]
+    rows += [row("Kinetic", 0.1, seed, 15.0 + 15 * seed, 0.51 + 0.1 * seed) for seed in range(3)]
+    none, kinetic = Cost().table(rows)
+    assert (none["saved"], none["points"], none["accuracy"]) == (None, None, "60.00 %")
+    assert (kinetic["saved"], kinetic["points"], kinetic["n"]) == ("+25.00 ± 0.00", "+1.00 ± 0.00", 3)
 
 
 def test_paper_trains_on_from_point_to_point(measured: dict[str, list[Row]]) -> None:

@@ -112,9 +112,12 @@ class Jacobian(_Integral):
 
     Hutchinson's estimate, |v^T df/dy|^2 for a v of N standard normal numbers per image, unbiased; v is drawn once per
     solve, since noise within a solve would leave no function of t and y. Neighbouring paths stay parallel. Exact for
-    that v under `Backprop` and `Checkpoint`; under `Adjoint` to its tolerance. An evaluation costs two to three times
-    as much, since its derivative is differentiated again. A field run by torch.compile is refused, which has no second
-    derivatives. Several processes seeded alike draw the same v for different images.
+    that v under `Backprop` and `Checkpoint`; under `Adjoint` to its tolerance. With a relu in the field df/dy jumps,
+    and the gradient leaves out what moving a jump would change.
+
+    Not when training time matters: each derivative is differentiated again, which takes a training step two to four
+    times as long as with `Kinetic`. A field run by torch.compile is refused, as that has no second derivatives.
+    Several processes seeded alike draw the same v for different images.
 
     Source: Finlay, Jacobsen, Nurbekyan, Oberman 2020, "How to train your neural ODE", arXiv:2002.02798.
 
