@@ -8,7 +8,6 @@ Source: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 2n
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -93,12 +92,14 @@ class AdaptiveRungeKutta(RungeKutta):
         twin.atol = self.atol if atol is None else atol
         return twin
 
+    def steps_over(self, span: float) -> int | None:
+        """See `Solver.steps_over`."""
+        return None if self.controls_error else grid_size(self.num_steps, self.step_size, span)
+
     def integrate(self, problem: Problem) -> Solution:
         """Step under error control; evaluations: 1 or 2, plus s per attempted step, s being the number of stages."""
-        if not self.controls_error:
-            steps = grid_size(self.num_steps, self.step_size, problem.t1 - problem.t0)
-            return self.take_equal_steps(problem, steps)
-        return _AdaptiveSolve(self, problem).run()
+        steps = self.steps_over(problem.t1 - problem.t0)
+        return _AdaptiveSolve(self, problem).run() if steps is None else self.take_equal_steps(problem, steps)
 
     def error_ratio(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float, norm: Norm) -> float:
         """norm(error / tolerance) of a step, with one device-to-host synchronisation."""
@@ -183,7 +184,7 @@ class _AdaptiveSolve:
             fraction = 1.0 if is_cut or left >= h else left / h
             step = Step(self.t, self.sign * h, self.y, fraction)
             if record is not None:
-                self.steps.append(replace(step, context=record()))
+                self.steps.append(record(step))
             self.sizes.append(h)
             if is_cut or left <= h:
                 y = y1 if fraction == 1.0 else self.method.interpolate(self.y, y1, ks, step.h, fraction)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odenet_lightning.solvers.evaluation import outside_inference_mode, refusing_randomness
-from odenet_lightning.solvers.problem import Problem, Solution, SolveStats, Step, VectorField, nothing
+from odenet_lightning.solvers.problem import Problem, Solution, SolveStats, Step, VectorField, unchanged
 from odenet_lightning.solvers.settings import Settings
 
 
@@ -59,6 +59,11 @@ class Solver(Settings, ABC):
     def integrate(self, problem: Problem) -> Solution:
         """Do the solve of a problem that `solve` has found to be sound: t0 and t1 differ, y0 is not empty."""
 
+    def steps_over(self, span: float) -> int | None:
+        """Number of steps over an interval of that length, where it is known before the solve; None elsewhere."""
+        del span
+        return None
+
     @abstractmethod
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Do an accepted step again, differentiably; gives y at `step.t + step.fraction * step.h`."""
@@ -87,7 +92,7 @@ class Solver(Settings, ABC):
             ValueError: the times are no such sequence.
         """
         check_order(times)
-        problem = replace(problem, t0=times[0], t1=times[-1], record=nothing)
+        problem = replace(problem, t0=times[0], t1=times[-1], record=unchanged)
         if problem.y0.numel() == 0:
             return problem.y0.expand(len(times), *problem.y0.shape)
         with outside_inference_mode() as was_inside:

@@ -66,7 +66,7 @@ class Step:
         h: step size, negative when integrating backwards.
         y: state at t.
         fraction: how far into the step the wanted state lies, in (0, 1].
-        context: the value that `Problem.record` returned for the step.
+        context: whatever `Problem.record` adds.
     """
 
     t: float
@@ -91,8 +91,9 @@ def rms_norm(x: Tensor) -> Tensor:
     return (torch.dot(flat, flat) / flat.numel()).sqrt()  # no copy, and vector_norm is off by 4e-6 in float32
 
 
-def nothing() -> None:
-    """For `Problem.record`: keeps the steps and nothing else."""
+def unchanged(step: Step) -> Step:
+    """For `Problem.record`: keeps the steps as they are."""
+    return step
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ class Problem:
         warm_step: first step of an adaptive solver whose `first_step` is "warm", in units of t.
         max_nfe: most evaluations of the field before `SolverError`.
         norm: maps error / tolerance to a scalar tensor; a step is accepted where it is <= 1.
-        record: called once per accepted step, where the steps are wanted (`Solution.steps`): before the step with
-            fixed steps, after its acceptance with error control. Its value is kept with the step.
+        record: called with each accepted step, where the steps are wanted: before the step with fixed steps, after
+            its acceptance with error control. What it returns is kept in `Solution.steps`.
     """
 
     field: VectorField
@@ -119,4 +120,4 @@ class Problem:
     warm_step: float | None = None
     max_nfe: int = MAX_NFE
     norm: Norm = rms_norm
-    record: Callable[[], Any] | None = None
+    record: Callable[[Step], Step] | None = None
