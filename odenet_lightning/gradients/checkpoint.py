@@ -14,11 +14,17 @@ from odenet_lightning.gradients.base import (
     vector_jacobian,
 )
 from odenet_lightning.gradients.binomial import Kept, backwards, places
-from odenet_lightning.gradients.recompute import Recomputation, Surroundings, inputs_of, refuse_unknown_inputs
+from odenet_lightning.gradients.recompute import (
+    Recomputation,
+    Surroundings,
+    add,
+    inputs_of,
+    refuse_unknown_inputs,
+    sample,
+)
 from odenet_lightning.solvers import FieldError, Problem, Solution, Solver, Step, VectorField
 from odenet_lightning.solvers.evaluation import name_of
 
-SAMPLED = 64  # entries of each step's end that are kept, to detect a step that differs when recomputed
 # how far those may differ, relative to the state: rounding of other kernels, in 16 bits under autocast
 AGREEMENT, AUTOCAST_AGREEMENT = 1e-3, 1e-1
 
@@ -71,12 +77,6 @@ class Checkpoint(Gradient):
                 refuse_unknown_inputs(field, problem.t0, y0)
             y1 = _Replay.apply(solver, recomputed, taken, [solution], y0, *params)
         return Solution(y1, replace(solution.stats, backward=recomputed.stats))
-
-
-def sample(y: Tensor) -> Tensor:
-    """A few entries of a state, spread evenly."""
-    flat = y.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // SAMPLED)].clone()
 
 
 class _Taken:
@@ -183,10 +183,3 @@ def refuse_other_steps(field: Recomputation, deviations: Sequence[Tensor]) -> No
             f"{largest:.1%}), so it depends on something beside t, y, its parameters, buffers and torch's random "
             "numbers that has changed (a counter, a cache, a generator of its own?): use Backprop, or remove that"
         )
-
-
-def add(total: Tensor | None, grad: Tensor | None) -> Tensor | None:
-    """The sum of two gradients, either of which may be missing."""
-    if total is None or grad is None:
-        return grad if total is None else total
-    return total + grad

@@ -21,6 +21,8 @@ from odenet_lightning.solvers import BackwardStats, FieldError, VectorField
 from odenet_lightning.solvers.evaluation import evaluate, name_of
 from odenet_lightning.solvers.runge_kutta import fused_step
 
+SAMPLED = 64  # entries of a state that are kept, to detect one that differs when recomputed
+
 
 def tensors_of(field: VectorField) -> dict[str, Tensor]:
     """The field's parameters by name, a shared one under each of its names; none of a plain function."""
@@ -37,6 +39,19 @@ def buffers_of(field: VectorField) -> dict[str, Tensor]:
     if not isinstance(field, nn.Module):
         return {}
     return {name: buffer.clone() for name, buffer in field.named_buffers(remove_duplicate=False)}
+
+
+def sample(y: Tensor) -> Tensor:
+    """A few entries of a state, spread evenly."""
+    flat = y.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLED)].clone()
+
+
+def add(total: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, either of which may be missing."""
+    if total is None or grad is None:
+        return grad if total is None else total
+    return total + grad
 
 
 @dataclass(frozen=True)

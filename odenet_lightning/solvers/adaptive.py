@@ -99,7 +99,7 @@ class AdaptiveRungeKutta(RungeKutta):
     def integrate(self, problem: Problem) -> Solution:
         """Step under error control; evaluations: 1 or 2, plus s per attempted step, s being the number of stages."""
         steps = self.steps_over(problem.t1 - problem.t0)
-        return _AdaptiveSolve(self, problem).run() if steps is None else self.take_equal_steps(problem, steps)
+        return AdaptiveSolve(self, problem).run() if steps is None else self.take_equal_steps(problem, steps)
 
     def error_ratio(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float, norm: Norm) -> float:
         """norm(error / tolerance) of a step, with one device-to-host synchronisation."""
@@ -139,7 +139,7 @@ class AdaptiveRungeKutta(RungeKutta):
 NOT_FINITE = "the state or the field is NaN or infinite"
 
 
-class _AdaptiveSolve:
+class AdaptiveSolve:
     """The state of one adaptive solve: where it is, what it has cost, what it would try next."""
 
     def __init__(self, method: AdaptiveRungeKutta, problem: Problem) -> None:
@@ -158,18 +158,8 @@ class _AdaptiveSolve:
     def run(self) -> Solution:
         """Step until t1 is reached or passed."""
         record = self.problem.record
-        k0 = evaluate(self.problem.field, self.t, self.y)
-        self.evaluations += 1
-        first = self.problem.warm_step if self.method.first_step == "warm" else self.method.first_step
-        may_pass_end = not isinstance(first, float | int)
+        k0, h, may_pass_end = self.begin()
         self.needs_no_stages = not may_pass_end  # they are for the state within a last step that passes the end
-        if may_pass_end:
-            h = self.method.guess_first_step(self.problem, k0)
-            self.evaluations += 1
-            if not math.isfinite(h):
-                raise self.error(h, NOT_FINITE)
-        else:
-            h = min(float(first), self.span)
         while True:
             h, is_cut = (h, False) if may_pass_end else self.cut(h)
             y1, ks, ratio = self.attempt(h, k0)
@@ -192,6 +182,19 @@ class _AdaptiveSolve:
                     y = y.clone()
                 return Solution(y, self.stats(), self.steps)
             self.t, self.y, k0, h = self.t + self.sign * h, y1, ks[-1], grown
+
+    def begin(self) -> tuple[Tensor, float, bool]:
+        """f(t0, y0), the first step to try, and whether that was guessed as torchdiffeq does."""
+        k0 = evaluate(self.problem.field, self.t, self.y)
+        self.evaluations += 1
+        first = self.problem.warm_step if self.method.first_step == "warm" else self.method.first_step
+        if isinstance(first, float | int):
+            return k0, min(float(first), self.span), False
+        h = self.method.guess_first_step(self.problem, k0)
+        self.evaluations += 1
+        if not math.isfinite(h):
+            raise self.error(h, NOT_FINITE)
+        return k0, h, True
 
     def span_left(self) -> float:
         """Length of the interval still ahead."""
@@ -230,6 +233,7 @@ class _AdaptiveSolve:
         return y1, ks, method.error_ratio(self.y, y1, ks, h, problem.norm)
 
     def stats(self) -> SolveStats:
+        """The cost of a solve that is done."""
         return SolveStats(
             self.evaluations, len(self.sizes), self.rejected, min(self.sizes), self.sizes[-1], self.next_step
         )

@@ -1,7 +1,7 @@
 """Solver: what every solver of dy/dt = f(t, y), y(t0) = y0 shares, and what all of them refuse."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -41,6 +41,10 @@ class Solver(Settings, ABC):
                 where the solver controls its error.
             ValueError: y0 is neither float32 nor float64.
         """
+        return self.checked(problem, self.integrate)
+
+    def checked(self, problem: Problem, integrate: Callable[[Problem], Solution]) -> Solution:
+        """What `integrate` makes of a problem that is sound and not empty; see `solve`."""
         y0 = problem.y0
         if y0.dtype not in (torch.float32, torch.float64):
             advice = "solve torch.view_as_real of it" if y0.is_complex() else "convert it to float32 first"
@@ -51,9 +55,9 @@ class Solver(Settings, ABC):
             if was_inside:
                 problem = replace(problem, y0=y0.clone())
             if not self.controls_error:
-                return self.integrate(problem)
+                return integrate(problem)
             with refusing_randomness(problem, f"{type(self).__name__} with error control"):
-                return self.integrate(problem)
+                return integrate(problem)
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Solution:
@@ -98,14 +102,19 @@ class Solver(Settings, ABC):
         with outside_inference_mode() as was_inside:
             if was_inside:
                 problem = replace(problem, y0=problem.y0.clone())
-            steps = self.solve(problem).steps
-            states = [problem.y0]
-            for time in times[1:]:
-                # the first step whose end is not short of `time` (a hair of slack for rounding)
-                step = next((s for s in steps if (time - s.t) / s.h <= s.fraction + 1e-9), steps[-1])
-                fraction = min((time - step.t) / step.h, 1.0)
-                states.append(self.replay(problem.field, Step(step.t, step.h, step.y, fraction)))
-            return torch.stack(states)
+            return torch.stack([problem.y0, *self.states_at(problem, times[1:])])
+
+    def states_at(self, problem: Problem, times: Sequence[float]) -> list[Tensor]:
+        """The states at times after t0, for `trajectory`: a recorded solve, and the steps that hold them replayed."""
+        steps = self.solve(problem).steps
+        return [self.replay(problem.field, step_to(time, steps)) for time in times]
+
+
+def step_to(time: float, steps: Sequence[Step]) -> Step:
+    """The step within which a time lies, up to there."""
+    # the first step whose end is not short of it (a hair of slack for rounding)
+    step = next((s for s in steps if (time - s.t) / s.h <= s.fraction + 1e-9), steps[-1])
+    return replace(step, fraction=min((time - step.t) / step.h, 1.0))
 
 
 def check_order(times: Sequence[float]) -> None:

@@ -24,9 +24,9 @@ class BackwardStats:
 
     Attributes:
         evaluations: evaluations of the field, each with its vector-Jacobian product.
-        y0_error: relative distance between y0 and the state that `Adjoint` recomputes at t0: the rms of their
-            difference over the larger of y0's and y1's rms. The relative error of its gradient is about as large.
-            0 where nothing is recomputed backwards.
+        y0_error: relative distance between y0 and the state that `Adjoint` and `Reversible` recompute at t0: the rms
+            of their difference over the larger of y0's and y1's rms. The relative error of the gradient is about as
+            large. 0 where nothing is recomputed backwards.
     """
 
     evaluations: int = 0
