@@ -143,8 +143,8 @@ def refuse_lost_start(
     field.stats.y0_error = float(torch.stack([rms_norm(sample(x) - start) for x in found]).max() / size)
     if field.stats.y0_error > (AUTOCAST_AGREEMENT if field.autocast else AGREEMENT):  # NaN is the loss's business
         raise GradientError(
-            f"Reversible recomputed y0 with an error of {field.stats.y0_error:.1%}, and the gradient is as wrong: "
-            f"either {field.__qualname__} contracts too strongly for its steps to be undone (fewer steps and float64 "
-            "help), or it gives other values when evaluated again (a counter, a cache, a generator of its own?); use "
-            f"the gradient Checkpoint with the solver {method!r}"
+            f"Reversible recomputed y0 with a relative error of {field.stats.y0_error:.2g}, so its gradient cannot be "
+            f"trusted: either {field.__qualname__} contracts too strongly for so many steps to be undone (a coupling "
+            "nearer to 1, fewer steps or float64 help), or it gives other values when evaluated again (a counter, a "
+            f"cache, a generator of its own?); use the gradient Checkpoint with the solver {method!r}"
         )
