@@ -30,7 +30,7 @@ from odenet_lightning.solvers import (
     Tsit5,
     rms_norm,
 )
-from odenet_lightning.solvers.problem import nothing
+from odenet_lightning.solvers.problem import unchanged
 from tests.problems import PROBLEMS, Logistic, conv_problem, count_calls, damped, logistic, relative_error, swing
 
 GRADIENTS = [Backprop(), Checkpoint(), Adjoint()]
@@ -136,7 +136,7 @@ def test_checkpoint_equals_backprop(name: str) -> None:
 @pytest.mark.parametrize("solver", [Dopri5(1e-4, 1e-4), Bosh3(1e-4, 1e-4), Tsit5(1e-4, 1e-4)], ids=repr)
 def test_checkpoint_equals_backprop_where_the_last_step_is_interpolated(solver: Solver) -> None:
     field, y0 = mixer_problem()
-    steps = solver.solve(Problem(field, y0, record=nothing)).steps
+    steps = solver.solve(Problem(field, y0, record=unchanged)).steps
     assert len(steps) > 1
     assert 0.0 < steps[-1].fraction < 1.0
     truth = gradients_of(Backprop(), solver, field, y0)[1]

@@ -33,7 +33,7 @@ from odenet_lightning.solvers import (
     TorchDiffEq,
     Tsit5,
 )
-from odenet_lightning.solvers.problem import nothing
+from odenet_lightning.solvers.problem import unchanged
 from tests.problems import (
     PROBLEMS,
     Decay,
@@ -318,7 +318,7 @@ def test_stats_tell_what_happened(
     problem, t1 = swing(), t0 + span
     with count_calls(problem.field) as calls:
         solution = solver.solve(
-            Problem(problem.field, problem.exact(t0), t0, t1, warm_step=warm_step, record=nothing if record else None)
+            Problem(problem.field, problem.exact(t0), t0, t1, warm_step=warm_step, record=unchanged if record else None)
         )
     stats, steps = solution.stats, solution.steps
     assert stats.evaluations == calls.count
@@ -611,7 +611,7 @@ def test_too_large_a_first_step_is_rejected(method: type[AdaptiveRungeKutta], fi
 def test_given_first_step_ends_on_t1(method: type[AdaptiveRungeKutta], first_step: float, t1: float) -> None:
     problem = damped()
     solution = method(1e-4, 1e-4, first_step=first_step).solve(
-        Problem(problem.field, problem.y0, 0.0, t1, record=nothing)
+        Problem(problem.field, problem.y0, 0.0, t1, record=unchanged)
     )
     last = solution.steps[-1]
     assert last.fraction == 1.0
@@ -621,7 +621,7 @@ def test_given_first_step_ends_on_t1(method: type[AdaptiveRungeKutta], first_ste
 @torch.no_grad()
 def test_small_first_step_is_taken_as_given() -> None:
     problem = damped()
-    steps = Dopri5(1e-3, 1e-3, first_step=0.05).solve(Problem(problem.field, problem.y0, record=nothing)).steps
+    steps = Dopri5(1e-3, 1e-3, first_step=0.05).solve(Problem(problem.field, problem.y0, record=unchanged)).steps
     assert steps[0].h == 0.05
     assert steps[1].h > 0.05
 
@@ -656,7 +656,7 @@ def test_every_method_of_torchdiffeq_solves(name: str) -> None:
     problem = swing()
     solver = torchdiffeq_solver(name, rtol=1e-5, atol=1e-5)
     with count_calls(problem.field) as calls:
-        solution = solver.solve(Problem(problem.field, problem.y0, problem.t0, problem.t1, record=nothing))
+        solution = solver.solve(Problem(problem.field, problem.y0, problem.t0, problem.t1, record=unchanged))
     # what one can expect of each; bosh3 and fehlberg2 interpolate their last step badly
     tolerance = {"euler": 0.3, "midpoint": 1e-2, "heun2": 1e-2, "bosh3": 1e-2, "fehlberg2": 0.2}.get(name, 1e-3)
     assert relative_error(solution.y, problem.exact(problem.t1)) < tolerance

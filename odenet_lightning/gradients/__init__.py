@@ -1,6 +1,6 @@
-"""How a solve is differentiated: `Backprop`, `Checkpoint`, `Adjoint`. Any of them takes any solver, or refuses.
+"""How a solve is differentiated: `Backprop`, `Checkpoint`, `Reversible`, `Adjoint`. Each takes any solver, or refuses.
 
-The first two give the exact gradient of the numbers that the solver computed (discretise, then
+The first three give the exact gradient of the numbers that the solver computed (discretise, then
 optimise); `Adjoint` solves the gradient's own differential equation (optimise, then discretise).
 """
 
@@ -9,5 +9,6 @@ from odenet_lightning.gradients.backprop import Backprop
 from odenet_lightning.gradients.base import Gradient, GradientError
 from odenet_lightning.gradients.checkpoint import Checkpoint
 from odenet_lightning.gradients.recompute import UnknownTensorError
+from odenet_lightning.gradients.reversible import Reversible
 
-__all__ = ["Adjoint", "Backprop", "Checkpoint", "Gradient", "GradientError", "UnknownTensorError"]
+__all__ = ["Adjoint", "Backprop", "Checkpoint", "Gradient", "GradientError", "Reversible", "UnknownTensorError"]

@@ -1,6 +1,6 @@
 """Activation checkpointing, the discrete adjoint: the solver's steps recomputed and differentiated one by one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,18 @@ from odenet_lightning.gradients.base import (
     refusing_transforms,
     vector_jacobian,
 )
-from odenet_lightning.gradients.recompute import Recomputation, Surroundings, inputs_of, refuse_unknown_inputs
-from odenet_lightning.solvers import FieldError, Problem, Solution, Solver, Step
+from odenet_lightning.gradients.binomial import Kept, backwards, places
+from odenet_lightning.gradients.recompute import (
+    Recomputation,
+    Surroundings,
+    add,
+    inputs_of,
+    refuse_unknown_inputs,
+    sample,
+)
+from odenet_lightning.solvers import FieldError, Problem, Solution, Solver, Step, VectorField
 from odenet_lightning.solvers.evaluation import name_of
 
-SAMPLED = 64  # entries of each step's end that are kept, to detect a step that differs when recomputed
 # how far those may differ, relative to the state: rounding of other kernels, in 16 bits under autocast
 AGREEMENT, AUTOCAST_AGREEMENT = 1e-3, 1e-1
 
@@ -30,16 +37,30 @@ class Checkpoint(Gradient):
     rounding, since it differentiates the very same steps. This is the discrete analogue of the
     adjoint method, simpler than the continuous one and without its error.
 
-    Memory: one state per accepted step, plus one step's intermediate results, whatever the number of
-    steps. Time: about one more evaluation for each one of the accepted steps. Rejected steps cost
-    nothing in the backward pass. Random numbers (dropout, with fixed steps) and buffers are kept with each step,
-    as in `torch.utils.checkpoint`; a step that differs when recomputed is refused.
+    Memory: one state per accepted step, or `slots` states whatever the number of steps, plus one step's
+    intermediate results. Time: each accepted step is computed once more; with fewer slots than steps, some are
+    several times. N steps in s slots cost t(s, N + 1) of them, t(s, l) = r l - C(s + r, r - 1) with the smallest r
+    for which l <= C(s + r, s): binomial checkpointing, the fewest possible. Under error control N is known only in
+    the end, so nothing but y0 is kept on the way there, and N + t(s, N) steps are computed. Rejected steps cost
+    nothing in the backward pass. Random numbers (dropout, with fixed steps) and buffers are kept with each step, as in
+    `torch.utils.checkpoint`; a step that differs when recomputed is refused.
 
-    Not when memory is no concern (`Backprop` is faster), nor for higher derivatives or `torch.func`.
+    Not when memory is no concern (`Backprop` is faster), nor for higher derivatives or `torch.func`. `slots` does not
+    help with `TorchDiffEq` and `Reversible`, whose solves are recomputed whole.
 
     Sources: Gholami, Keutzer, Biros 2019 (ANODE, arXiv:1902.10298); Zhuang et al. 2020 (ACA,
-    arXiv:2006.02493); Griewank 1992 on checkpointing.
+    arXiv:2006.02493); Griewank and Walther 2000 (Revolve, ACM TOMS 26) on slots.
     """
+
+    def __init__(self, slots: int | None = None) -> None:
+        """Keep all states by default.
+
+        Args:
+            slots: most states kept at a time, y0 included, at least 1.
+        """
+        if slots is not None and (type(slots) is not int or slots < 1):
+            raise ValueError(f"Checkpoint's slots must be a whole number of at least 1, not {slots!r}")
+        self.slots = slots
 
     def solve(self, solver: Solver, problem: Problem) -> Solution:
         """See `Gradient.solve`."""
@@ -50,17 +71,46 @@ class Checkpoint(Gradient):
         recomputed = Recomputation(field, y0)
         with refusing_transforms("Checkpoint"):
             with torch.no_grad():
-                solution = solver.solve(replace(problem, record=lambda: Surroundings.of(field, y0)))
+                taken = _Taken(field, y0, self.slots, solver.steps_over(problem.t1 - problem.t0))
+                solution = solver.solve(replace(problem, record=taken.record))
             if not any(x.requires_grad for x in (y0, *params)):
                 refuse_unknown_inputs(field, problem.t0, y0)
-            y1 = _Replay.apply(solver, recomputed, [solution], y0, *params)
+            y1 = _Replay.apply(solver, recomputed, taken, [solution], y0, *params)
         return Solution(y1, replace(solution.stats, backward=recomputed.stats))
 
 
-def sample(y: Tensor) -> Tensor:
-    """A few entries of a state, spread evenly."""
-    flat = y.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // SAMPLED)].clone()
+class _Taken:
+    """The steps that a solve took, for the backward pass: without their states, of which some are kept.
+
+    Args:
+        field: f(t, y).
+        y0: the first state.
+        slots: number of states that may be kept at a time; None for all.
+        steps: number of steps, where it is known before.
+    """
+
+    def __init__(self, field: VectorField, y0: Tensor, slots: int | None, steps: int | None) -> None:
+        self.field, self.y0, self.slots = field, y0, slots
+        self.chosen = set() if slots is None or steps is None else set(places(steps, slots))
+        self.steps: list[Step] = []
+        self.ends: list[Tensor] = []
+        self.kept: list[Kept] = []
+
+    def record(self, step: Step) -> Step:
+        """See `Problem.record`."""
+        place = len(self.steps)
+        if place > 0:
+            self.ends.append(sample(step.y))
+            if self.slots is None or place in self.chosen:
+                self.kept.append(Kept(place, step.y))
+        surroundings = Surroundings.of(self.field, self.y0, self.steps[-1].context if self.steps else None)
+        self.steps.append(replace(step, y=step.y.new_empty(0), context=surroundings))
+        return self.steps[-1]
+
+    def backwards(self, y0: Tensor, take: Callable[[int, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """See `binomial.backwards`; a second pass (retain_graph=True) with slots has nothing but y0 to start from."""
+        slots = self.slots or len(self.steps) + 1
+        return backwards(y0, list(self.kept) if self.slots is None else self.kept, len(self.steps), slots, take)
 
 
 class _Replay(torch.autograd.Function):
@@ -68,14 +118,19 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, solver: Solver, field: Recomputation, solved: list[Solution], y0: Tensor, *params: Tensor
+        ctx: Any,
+        solver: Solver,
+        field: Recomputation,
+        taken: _Taken,
+        solved: list[Solution],
+        y0: Tensor,
+        *params: Tensor,
     ) -> Tensor:
         (solution,) = solved  # in a list, or its state would count as an input
-        ctx.solver, ctx.field = solver, field
-        ctx.ends = [sample(step.y) for step in solution.steps[1:]] + [sample(solution.y)]
-        ctx.grid = [(step.t, step.h, step.fraction, step.context) for step in solution.steps]
+        ctx.solver, ctx.field, ctx.taken = solver, field, taken
+        taken.ends.append(sample(solution.y))
         # the parameters are saved to be told if they were changed in place in between
-        ctx.save_for_backward(*(step.y for step in solution.steps), *params)
+        ctx.save_for_backward(y0, *params)
         # a tensor of its own: a later layer may change it in place
         return solution.y.clone() if solution.y is y0 else solution.y
 
@@ -83,26 +138,31 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives("Checkpoint")
         (cotangent,) = cotangents
-        field: Recomputation = ctx.field
-        kept = ctx.saved_tensors  # once: torch.utils.checkpoint gives them out a single time
-        states, saved = kept[: len(ctx.grid)], kept[len(ctx.grid) :]
+        field, taken = ctx.field, ctx.taken
+        y0, *saved = ctx.saved_tensors  # once: torch.utils.checkpoint gives them out a single time
         params = field.tensors(saved)
         totals: list[Tensor | None] = [None] * len(params)
         now = Surroundings.of(field, cotangent)
         deviations = []
-        steps = zip(reversed(ctx.grid), reversed(states), reversed(ctx.ends), strict=False)
-        for (t, h, fraction, then), state, end in steps:
-            then.set_random()
-            with field.as_in_forward(then.buffers):
+
+        def replay(place: int, y: Tensor) -> Tensor:
+            return ctx.solver.replay(field, replace(taken.steps[place], y=y))
+
+        def take(place: int, y: Tensor) -> Tensor:
+            with field.as_at(taken.steps[place].context), torch.no_grad():
+                return replay(place, y)
+
+        for place, state in taken.backwards(y0, take):
+            with field.as_at(taken.steps[place].context):
                 y = state.detach().requires_grad_()
-                output = ctx.solver.replay(field, Step(t, h, y, fraction))
+                output = replay(place, y)
             field.check_leaves(output, (y, *params))
-            deviations.append(deviation(output, end))
+            deviations.append(deviation(output, taken.ends[place]))
             cotangent, grads = vector_jacobian(output, y, params, cotangent)
             totals = [add(total, grad) for total, grad in zip(totals, grads, strict=True)]
         now.set_random()
         refuse_other_steps(field, deviations)
-        return (None, None, None, cotangent if ctx.needs_input_grad[3] else None, *totals)
+        return (*[None] * 4, cotangent if ctx.needs_input_grad[4] else None, *totals)
 
 
 def deviation(output: Tensor, end: Tensor) -> Tensor:
@@ -123,10 +183,3 @@ def refuse_other_steps(field: Recomputation, deviations: Sequence[Tensor]) -> No
             f"{largest:.1%}), so it depends on something beside t, y, its parameters, buffers and torch's random "
             "numbers that has changed (a counter, a cache, a generator of its own?): use Backprop, or remove that"
         )
-
-
-def add(total: Tensor | None, grad: Tensor | None) -> Tensor | None:
-    """The sum of two gradients, either of which may be missing."""
-    if total is None or grad is None:
-        return grad if total is None else total
-    return total + grad

@@ -21,6 +21,8 @@ from odenet_lightning.solvers import BackwardStats, FieldError, VectorField
 from odenet_lightning.solvers.evaluation import evaluate, name_of
 from odenet_lightning.solvers.runge_kutta import fused_step
 
+SAMPLED = 64  # entries of a state that are kept, to detect one that differs when recomputed
+
 
 def tensors_of(field: VectorField) -> dict[str, Tensor]:
     """The field's parameters by name, a shared one under each of its names; none of a plain function."""
@@ -39,6 +41,19 @@ def buffers_of(field: VectorField) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in field.named_buffers(remove_duplicate=False)}
 
 
+def sample(y: Tensor) -> Tensor:
+    """A few entries of a state, spread evenly."""
+    flat = y.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLED)].clone()
+
+
+def add(total: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, either of which may be missing."""
+    if total is None or grad is None:
+        return grad if total is None else total
+    return total + grad
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """The inputs of an evaluation besides t, y and the parameters: random numbers and buffers."""
@@ -48,10 +63,16 @@ class Surroundings:
     buffers: dict[str, Tensor]
 
     @staticmethod
-    def of(field: VectorField, y: Tensor) -> "Surroundings":
-        """As they are now."""
+    def of(field: VectorField, y: Tensor, before: "Surroundings | None" = None) -> "Surroundings":
+        """As they are now; the same object as `before` where no buffer is there and no number was drawn."""
         devices, states = ([], []) if y.device.type == "cpu" else get_device_states(y)
-        return Surroundings(torch.get_rng_state(), (list(devices), list(states)), buffers_of(field))
+        now = Surroundings(torch.get_rng_state(), (list(devices), list(states)), buffers_of(field))
+        return before if before is not None and not now.buffers and before.draws_alike(now) else now
+
+    def draws_alike(self, other: "Surroundings") -> bool:
+        """Whether random numbers continue from the same place; of states on the host, so no device is waited for."""
+        here, there = ([each.random, *each.device_random[1]] for each in (self, other))
+        return all(map(torch.equal, here, there))
 
     def set_random(self) -> None:
         """Have random numbers continue from here."""
@@ -131,6 +152,13 @@ class Recomputation:
             torch.enable_grad(),
             torch.autocast(self.device_type, self.autocast_dtype, enabled=self.autocast, cache_enabled=False),
         ):
+            yield
+
+    @contextmanager
+    def as_at(self, then: Surroundings) -> Iterator[None]:
+        """`as_in_forward`, with the random numbers that a step drew."""
+        then.set_random()
+        with self.as_in_forward(then.buffers):
             yield
 
     def check_leaves(self, output: Tensor, known: Sequence[Tensor]) -> None:

@@ -35,9 +35,15 @@ class _Summing(Solver):
         def add(step: Step, y1: Tensor, ks: Sequence[Tensor]) -> None:
             sums.append(sums[-1] + self.quantity(self.method, step, y1, ks))
 
-        solution = self.method.integrate(replace(problem, y0=y0, observe=add))
-        steps = [replace(step, y=joined(step.y, e)) for step, e in zip(solution.steps, sums, strict=False)]
-        return Solution(joined(solution.y, sums[-1]), solution.stats, steps)
+        record = problem.record
+
+        def record_joined(step: Step) -> Step:
+            assert record is not None
+            return record(replace(step, y=joined(step.y, sums[-1])))
+
+        inner = replace(problem, y0=y0, observe=add, record=record and record_joined)
+        solution = self.method.integrate(inner)
+        return Solution(joined(solution.y, sums[-1]), solution.stats, solution.steps)
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Do an accepted step again; see `Solver.replay`."""

@@ -19,6 +19,7 @@ from odenet_lightning.solvers.problem import (
     VectorField,
     rms_norm,
 )
+from odenet_lightning.solvers.reversible import Reversible
 from odenet_lightning.solvers.runge_kutta import FixedStep, RungeKutta
 from odenet_lightning.solvers.tableau import Tableau
 from odenet_lightning.solvers.torchdiffeq import TorchDiffEq
@@ -37,6 +38,7 @@ __all__ = [
     "Midpoint",
     "Norm",
     "Problem",
+    "Reversible",
     "RungeKutta",
     "Solution",
     "SolveStats",

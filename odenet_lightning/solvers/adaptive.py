@@ -8,7 +8,6 @@ Source: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 2n
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -93,12 +92,14 @@ class AdaptiveRungeKutta(RungeKutta):
         twin.atol = self.atol if atol is None else atol
         return twin
 
+    def steps_over(self, span: float) -> int | None:
+        """See `Solver.steps_over`."""
+        return None if self.controls_error else grid_size(self.num_steps, self.step_size, span)
+
     def integrate(self, problem: Problem) -> Solution:
         """Step under error control; evaluations: 1 or 2, plus s per attempted step, s being the number of stages."""
-        if not self.controls_error:
-            steps = grid_size(self.num_steps, self.step_size, problem.t1 - problem.t0)
-            return self.take_equal_steps(problem, steps)
-        return _AdaptiveSolve(self, problem).run()
+        steps = self.steps_over(problem.t1 - problem.t0)
+        return AdaptiveSolve(self, problem).run() if steps is None else self.take_equal_steps(problem, steps)
 
     def scaled_error(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float) -> Tensor:
         """The error estimate of a step over its tolerance, in the state's shape."""
@@ -142,7 +143,7 @@ class AdaptiveRungeKutta(RungeKutta):
 NOT_FINITE = "the state or the field is NaN or infinite"
 
 
-class _AdaptiveSolve:
+class AdaptiveSolve:
     """The state of one adaptive solve: where it is, what it has cost, what it would try next."""
 
     def __init__(self, method: AdaptiveRungeKutta, problem: Problem) -> None:
@@ -161,19 +162,9 @@ class _AdaptiveSolve:
     def run(self) -> Solution:
         """Step until t1 is reached or passed."""
         record = self.problem.record
-        k0 = evaluate(self.problem.field, self.t, self.y)
-        self.evaluations += 1
-        first = self.problem.warm_step if self.method.first_step == "warm" else self.method.first_step
-        may_pass_end = not isinstance(first, float | int)
+        k0, h, may_pass_end = self.begin()
         # they are for the state within a last step that passes the end, and for whoever observes the steps
         self.needs_no_stages = not may_pass_end and self.problem.observe is None
-        if may_pass_end:
-            h = self.method.guess_first_step(self.problem, k0)
-            self.evaluations += 1
-            if not math.isfinite(h):
-                raise self.error(h, NOT_FINITE)
-        else:
-            h = min(float(first), self.span)
         while True:
             h, is_cut = (h, False) if may_pass_end else self.cut(h)
             y1, ks, ratio = self.attempt(h, k0)
@@ -188,7 +179,7 @@ class _AdaptiveSolve:
             fraction = 1.0 if is_cut or left >= h else left / h
             step = Step(self.t, self.sign * h, self.y, fraction)
             if record is not None:
-                self.steps.append(replace(step, context=record()))
+                self.steps.append(record(step))
             if self.problem.observe is not None:
                 self.problem.observe(step, y1, ks)
             self.sizes.append(h)
@@ -198,6 +189,19 @@ class _AdaptiveSolve:
                     y = y.clone()
                 return Solution(y, self.stats(), self.steps)
             self.t, self.y, k0, h = self.t + self.sign * h, y1, ks[-1], grown
+
+    def begin(self) -> tuple[Tensor, float, bool]:
+        """f(t0, y0), the first step to try, and whether that was guessed as torchdiffeq does."""
+        k0 = evaluate(self.problem.field, self.t, self.y)
+        self.evaluations += 1
+        first = self.problem.warm_step if self.method.first_step == "warm" else self.method.first_step
+        if isinstance(first, float | int):
+            return k0, min(float(first), self.span), False
+        h = self.method.guess_first_step(self.problem, k0)
+        self.evaluations += 1
+        if not math.isfinite(h):
+            raise self.error(h, NOT_FINITE)
+        return k0, h, True
 
     def span_left(self) -> float:
         """Length of the interval still ahead."""
@@ -236,6 +240,7 @@ class _AdaptiveSolve:
         return y1, ks, method.error_ratio(self.y, y1, ks, h, problem.norm)
 
     def stats(self) -> SolveStats:
+        """The cost of a solve that is done."""
         return SolveStats(
             self.evaluations, len(self.sizes), self.rejected, min(self.sizes), self.sizes[-1], self.next_step
         )

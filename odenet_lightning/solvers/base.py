@@ -1,7 +1,7 @@
 """Solver: what every solver of dy/dt = f(t, y), y(t0) = y0 shares, and what all of them refuse."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odenet_lightning.solvers.evaluation import outside_inference_mode, refusing_randomness
-from odenet_lightning.solvers.problem import Problem, Solution, SolveStats, Step, VectorField, nothing
+from odenet_lightning.solvers.problem import Problem, Solution, SolveStats, Step, VectorField, unchanged
 from odenet_lightning.solvers.settings import Settings
 
 
@@ -41,6 +41,10 @@ class Solver(Settings, ABC):
                 where the solver controls its error.
             ValueError: y0 is neither float32 nor float64.
         """
+        return self.checked(problem, self.integrate)
+
+    def checked(self, problem: Problem, integrate: Callable[[Problem], Solution]) -> Solution:
+        """What `integrate` makes of a problem that is sound and not empty; see `solve`."""
         y0 = problem.y0
         if y0.dtype not in (torch.float32, torch.float64):
             advice = "solve torch.view_as_real of it" if y0.is_complex() else "convert it to float32 first"
@@ -51,13 +55,18 @@ class Solver(Settings, ABC):
             if was_inside:
                 problem = replace(problem, y0=y0.clone())
             if not self.controls_error:
-                return self.integrate(problem)
+                return integrate(problem)
             with refusing_randomness(problem, f"{type(self).__name__} with error control"):
-                return self.integrate(problem)
+                return integrate(problem)
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Solution:
         """Do the solve of a problem that `solve` has found to be sound: t0 and t1 differ, y0 is not empty."""
+
+    def steps_over(self, span: float) -> int | None:
+        """Number of steps over an interval of that length, where it is known before the solve; None elsewhere."""
+        del span
+        return None
 
     @abstractmethod
     def replay(self, field: VectorField, step: Step) -> Tensor:
@@ -87,20 +96,25 @@ class Solver(Settings, ABC):
             ValueError: the times are no such sequence.
         """
         check_order(times)
-        problem = replace(problem, t0=times[0], t1=times[-1], record=nothing)
+        problem = replace(problem, t0=times[0], t1=times[-1], record=unchanged)
         if problem.y0.numel() == 0:
             return problem.y0.expand(len(times), *problem.y0.shape)
         with outside_inference_mode() as was_inside:
             if was_inside:
                 problem = replace(problem, y0=problem.y0.clone())
-            steps = self.solve(problem).steps
-            states = [problem.y0]
-            for time in times[1:]:
-                # the first step whose end is not short of `time` (a hair of slack for rounding)
-                step = next((s for s in steps if (time - s.t) / s.h <= s.fraction + 1e-9), steps[-1])
-                fraction = min((time - step.t) / step.h, 1.0)
-                states.append(self.replay(problem.field, Step(step.t, step.h, step.y, fraction)))
-            return torch.stack(states)
+            return torch.stack([problem.y0, *self.states_at(problem, times[1:])])
+
+    def states_at(self, problem: Problem, times: Sequence[float]) -> list[Tensor]:
+        """The states at times after t0, for `trajectory`: a recorded solve, and the steps that hold them replayed."""
+        steps = self.solve(problem).steps
+        return [self.replay(problem.field, step_to(time, steps)) for time in times]
+
+
+def step_to(time: float, steps: Sequence[Step]) -> Step:
+    """The step within which a time lies, up to there."""
+    # the first step whose end is not short of it (a hair of slack for rounding)
+    step = next((s for s in steps if (time - s.t) / s.h <= s.fraction + 1e-9), steps[-1])
+    return replace(step, fraction=min((time - step.t) / step.h, 1.0))
 
 
 def check_order(times: Sequence[float]) -> None:

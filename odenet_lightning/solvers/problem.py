@@ -24,9 +24,9 @@ class BackwardStats:
 
     Attributes:
         evaluations: evaluations of the field, each with its vector-Jacobian product.
-        y0_error: relative distance between y0 and the state that `Adjoint` recomputes at t0: the rms of their
-            difference over the larger of y0's and y1's rms. The relative error of its gradient is about as large.
-            0 where nothing is recomputed backwards.
+        y0_error: relative distance between y0 and the state that `Adjoint` and `Reversible` recompute at t0: the rms
+            of their difference over the larger of y0's and y1's rms. The relative error of the gradient is about as
+            large. 0 where nothing is recomputed backwards.
     """
 
     evaluations: int = 0
@@ -66,7 +66,7 @@ class Step:
         h: step size, negative when integrating backwards.
         y: state at t.
         fraction: how far into the step the wanted state lies, in (0, 1].
-        context: the value that `Problem.record` returned for the step.
+        context: whatever `Problem.record` adds.
     """
 
     t: float
@@ -91,8 +91,9 @@ def rms_norm(x: Tensor) -> Tensor:
     return (torch.dot(flat, flat) / flat.numel()).sqrt()  # no copy, and vector_norm is off by 4e-6 in float32
 
 
-def nothing() -> None:
-    """For `Problem.record`: keeps the steps and nothing else."""
+def unchanged(step: Step) -> Step:
+    """For `Problem.record`: keeps the steps as they are."""
+    return step
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ class Problem:
         warm_step: first step of an adaptive solver whose `first_step` is "warm", in units of t.
         max_nfe: most evaluations of the field before `SolverError`.
         norm: maps error / tolerance to a scalar tensor; a step is accepted where it is <= 1.
-        record: called once per accepted step, where the steps are wanted (`Solution.steps`): before the step with
-            fixed steps, after its acceptance with error control. Its value is kept with the step.
+        record: called with each accepted step, where the steps are wanted: before the step with fixed steps, after
+            its acceptance with error control. What it returns is kept in `Solution.steps`.
         observe: called by adaptive Runge-Kutta methods once per accepted step, with the step, the state at its end
             and its stages, the last of which is f there.
     """
@@ -121,5 +122,5 @@ class Problem:
     warm_step: float | None = None
     max_nfe: int = MAX_NFE
     norm: Norm = rms_norm
-    record: Callable[[], Any] | None = None
+    record: Callable[[Step], Step] | None = None
     observe: Callable[[Step, Tensor, Sequence[Tensor]], None] | None = None

@@ -119,7 +119,7 @@ class RungeKutta(Solver):
         for i in range(steps):
             t = problem.t0 + i * h
             if problem.record is not None:
-                taken.append(Step(t, h, y, context=problem.record()))
+                taken.append(problem.record(Step(t, h, y)))
             y = self.advance(problem.field, t, h, y)
         return Solution(y, SolveStats(evaluations, steps, 0, abs(h), abs(h)), taken)
 
@@ -161,6 +161,10 @@ class FixedStep(RungeKutta):
         check_grid(type(self).__name__, num_steps, step_size)
         self.num_steps, self.step_size = num_steps, step_size
 
+    def steps_over(self, span: float) -> int:
+        """See `Solver.steps_over`."""
+        return grid_size(self.num_steps, self.step_size, span)
+
     def integrate(self, problem: Problem) -> Solution:
         """Take equal steps; see `Solver.solve`."""
-        return self.take_equal_steps(problem, grid_size(self.num_steps, self.step_size, problem.t1 - problem.t0))
+        return self.take_equal_steps(problem, self.steps_over(problem.t1 - problem.t0))

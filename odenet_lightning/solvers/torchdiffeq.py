@@ -103,7 +103,7 @@ class TorchDiffEq(Solver):
             raise ValueError("scipy computes outside of torch, so its steps have no gradient: use Adjoint")
         if problem.norm is not rms_norm and self.controls_error:
             arguments["options"] = {**self.options, "norm": problem.norm}
-        steps = [] if problem.record is None else [Step(t0, t1 - t0, y0, context=problem.record())]
+        steps = [] if problem.record is None else [problem.record(Step(t0, t1 - t0, y0))]
         counter = self._counting(problem)
         times = torch.tensor([t0, t1], dtype=y0.dtype, device=y0.device)
         with self._explained(counter):

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from odenet_lightning.block import recorded_solves
 from odenet_lightning.figures import new_figure, series_style
-from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
+from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient, Reversible
 from odenet_lightning.models import Classifier, ODENet
-from odenet_lightning.solvers import Dopri5, Midpoint, Solver, SolverError
+from odenet_lightning.solvers import Dopri5, Midpoint, RungeKutta, Solver, SolverError
+from odenet_lightning.solvers import Reversible as ReversibleSolver
 from odenet_lightning.studies.memory import HeldBytes, LiveBytes
 from odenet_lightning.studies.networks import TrainedBefore
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
@@ -24,6 +25,8 @@ from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
 GRADIENTS: dict[str, Gradient] = {
     "Backprop": Backprop(),
     "Checkpoint": Checkpoint(),
+    "Checkpoint, 4 slots": Checkpoint(slots=4),
+    "Reversible": Reversible(),
     "Adjoint": Adjoint(),
     "Adjoint, seminorm": Adjoint(seminorm=True),
     "Adjoint as in torchdiffeq": Adjoint(normalise=False),
@@ -46,7 +49,8 @@ MEASURED = (
 class Gradients(TrainedBefore):
     """Time, memory and error of a training step under each gradient method.
 
-    Two sweeps: Dopri5 over tolerances, and Midpoint over numbers of steps (the depth). Errors are of the
+    Two sweeps: Dopri5 over tolerances, and Midpoint over numbers of steps (the depth); the gradient `Reversible` takes
+    them within the solver `Reversible`, whose steps cost twice as many evaluations. Errors are of the
     whole network's gradient against one in float64 at a tolerance of 1e-8. `held_bytes` is the most that autograd
     keeps at a time for the backward pass; `peak_bytes` is the most that all tensors of a step take at a time, without
     parameters and optimiser: on CUDA the allocator's own count, on the CPU `LiveBytes`, to which allocators add.
@@ -122,12 +126,14 @@ class Gradients(TrainedBefore):
             return {**dict.fromkeys(MEASURED), "n": 0}
 
     def _measured(self, case: Row) -> Row:
-        solver = (
+        method: RungeKutta = (
             Midpoint(num_steps=int(number(case, "num_steps")))
             if case["rtol"] is None
             else Dopri5(number(case, "rtol"), number(case, "rtol"))
         )
-        net = self.network(solver, GRADIENTS[str(case["gradient"])])
+        gradient = GRADIENTS[str(case["gradient"])]
+        solver = ReversibleSolver(method) if isinstance(gradient, Reversible) else method
+        net = self.network(solver, gradient)
         cuda = self.device.startswith("cuda")
         seconds = []
         for _ in range(1 + self.repeats):  # the first one warms up
@@ -140,7 +146,7 @@ class Gradients(TrainedBefore):
         net.zero_grad()
         with recorded_solves(net) as solves, HeldBytes(net) as held:
             self.loss(net).backward()
-        gradient, exact = flat_gradient(net), self.exact()
+        found, exact = flat_gradient(net), self.exact()
         peak = self.peak_bytes(net)
         return {
             "seconds": statistics.median(seconds[1:]),
@@ -149,8 +155,8 @@ class Gradients(TrainedBefore):
             "held_bytes": held.peak,
             "peak_bytes": peak,
             "images_per_gib": GIB * len(self.chosen("train", self.batch_size)) // peak,
-            "relative_error": float((gradient - exact).norm() / exact.norm()),
-            "cosine": float(F.cosine_similarity(gradient, exact, dim=0)),
+            "relative_error": float((found - exact).norm() / exact.norm()),
+            "cosine": float(F.cosine_similarity(found, exact, dim=0)),
             "n": self.repeats,
         }
 
