@@ -22,11 +22,17 @@ class Solver(Settings, ABC):
 
     @property
     def controls_error(self) -> bool:
-        """Whether it chooses its steps by the error it estimates, over the whole batch at once.
-
-        Then the answer for one image depends on the images that it is solved together with.
-        """
+        """Whether it chooses its steps by the error it estimates."""
         return False
+
+    @property
+    def couples_images(self) -> bool:
+        """Whether it chooses them for the whole batch at once: one image's answer then depends on the others."""
+        return self.controls_error
+
+    def by_sample(self) -> "Solver":
+        """Return a solver that differs in solving each image by itself; itself where it knows no other way."""
+        return self
 
     def solve(self, problem: Problem) -> Solution:
         """Solve an initial value problem.
@@ -93,14 +99,16 @@ class Solver(Settings, ABC):
         with outside_inference_mode() as was_inside:
             if was_inside:
                 problem = replace(problem, y0=problem.y0.clone())
-            steps = self.solve(problem).steps
-            states = [problem.y0]
-            for time in times[1:]:
-                # the first step whose end is not short of `time` (a hair of slack for rounding)
-                step = next((s for s in steps if (time - s.t) / s.h <= s.fraction + 1e-9), steps[-1])
-                fraction = min((time - step.t) / step.h, 1.0)
-                states.append(self.replay(problem.field, Step(step.t, step.h, step.y, fraction)))
-            return torch.stack(states)
+            solution = self.solve(problem)
+            return torch.stack([problem.y0, *(self.state_at(problem, solution, time) for time in times[1:])])
+
+    def state_at(self, problem: Problem, solution: Solution, time: float) -> Tensor:
+        """The state at a time within the interval of a solution that has its steps."""
+        steps = solution.steps
+        # the first step whose end is not short of `time` (a hair of slack for rounding)
+        step = next((s for s in steps if (time - s.t) / s.h <= s.fraction + 1e-9), steps[-1])
+        fraction = min(float((time - step.t) / step.h), 1.0)
+        return self.replay(problem.field, Step(step.t, step.h, step.y, fraction))
 
 
 def check_order(times: Sequence[float]) -> None:
