@@ -107,7 +107,7 @@ class Recomputation:
         return self.field(t, y)
 
     def runge_kutta_step(
-        self, plan: Plan, h: float, y: Tensor, k_first: Tensor | None, tolerance: tuple[float, float]
+        self, plan: Plan, h: float | Tensor, y: Tensor, k_first: Tensor | None, tolerance: tuple[float, float]
     ) -> FusedStep | None:
         """See `solvers.runge_kutta.fused_step`; its evaluations are counted, too."""
         taken = None if self.substitutes else fused_step(self.field, plan, h, y, k_first, tolerance)

@@ -72,7 +72,7 @@ class AdaptiveRungeKutta(RungeKutta):
             num_steps: take this many equal steps instead, without error control.
             step_size: take equal steps no larger than this instead, without error control.
             per_sample: solve each image by itself. All start with the same "warm" step, which is then the
-                smallest of the controller's choices for the images.
+                median of the controller's choices for the images.
         """
         check_grid(type(self).__name__, num_steps, step_size)
         check_positive_number("rtol", rtol)

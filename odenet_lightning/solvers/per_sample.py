@@ -26,11 +26,11 @@ from odenet_lightning.solvers.problem import (
     Step,
     rms_norm,
 )
+from odenet_lightning.solvers.runge_kutta import RungeKutta, fused_step, plan_of
 from odenet_lightning.solvers.stopping import NOT_FINITE, TOO_SMALL, smallest_step, stopped
 
 if TYPE_CHECKING:
     from odenet_lightning.solvers.adaptive import AdaptiveRungeKutta
-    from odenet_lightning.solvers.runge_kutta import RungeKutta
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class PerSampleSolve:
 
     def run(self) -> Solution:
         """Step until every image is at t1."""
-        problem, method = self.problem, self.method
+        problem = self.problem
         y, k0 = problem.y0, evaluate(problem.field, problem.t0, problem.y0)
         self.begun = 1
         refuse_shared_time(problem)
@@ -82,24 +82,34 @@ class PerSampleSolve:
             is_last = 1.01 * h >= left
             h = torch.where(is_last, left, h)
             self.check(y, h)
-            t, signed = column(self.t, y), column(self.sign * h, y)
-            y1, ks = method.step(problem.field, t, signed, y, k0, with_end=True)
-            ratio = host_values(method.error_ratio(y, y1, ks, signed, self.norm))
-            self.attempts += 1
-            accepted = ratio <= 1.0
-            if not ratio.isfinite().all():
+            step = Step(column(self.t, y), column(self.sign * h, y), y)
+            y1, ks, ratio = self.attempt(step, k0)
+            if not (is_finite := bool(ratio.isfinite().all())):
                 self.refuse_infinite(y, k0, h)
-            grown = h * self.factors(ratio)
-            self.count(h, grown, accepted, accepted & is_last)
-            self.keep(Step(t, signed, y), ks, accepted)
-            y, k0 = self.chosen(Step(t, signed, y), (y1, ks), k0, accepted, bool(ratio.isfinite().all()))
+            accepted, grown = ratio <= 1.0, h * self.factors(ratio)
+            arrived = accepted & is_last
+            self.count(h, grown, accepted, arrived)
+            self.keep(step, ks, accepted)
+            y, k0 = self.chosen(step, (y1, ks[-1]), k0, accepted, is_finite)
             self.t, h = torch.where(accepted, self.t + self.sign * h, self.t), grown
-            if bool((arrived := accepted & is_last).any()):
+            if arrived.any():
                 self.ended.append((self.images[arrived], taken(y, arrived)))
                 self.images, self.t, h = self.images[~arrived], self.t[~arrived], h[~arrived]
                 if not len(self.images):
                     return Solution(self.together(), self.stats(), self.steps)
                 y, k0 = taken(y, ~arrived), taken(k0, ~arrived)
+
+    def attempt(self, step: Step, k0: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Try a step: the new states, the stages, of which a kernel gives the last alone, and the error ratios."""
+        method, problem = self.method, self.problem
+        self.attempts += 1
+        if problem.norm is rms_norm and problem.accept is None:
+            tolerance = (method.rtol, method.atol)
+            fused = fused_step(problem.field, plan_of(method.tableau, True), step.h, step.y, k0, tolerance)
+            if fused is not None and fused.k_last is not None:
+                return fused.y1, [fused.k_last], fused.error_ratios
+        y1, ks = method.step(problem.field, step.t, step.h, step.y, k0, with_end=True)
+        return y1, ks, host_values(method.error_ratio(step.y, y1, ks, step.h, self.norm))
 
     def first_steps(self, k0: Tensor) -> Tensor:
         """Sizes of the first steps; one synchronisation where they are guessed."""
@@ -165,18 +175,18 @@ class PerSampleSolve:
             self.steps.append(replace(step, context=problem.record()))
 
     def chosen(
-        self, step: Step, result: tuple[Tensor, list[Tensor]], k0: Tensor, accepted: Tensor, finite: bool
+        self, step: Step, result: tuple[Tensor, Tensor], k0: Tensor, accepted: Tensor, is_finite: bool
     ) -> tuple[Tensor, Tensor]:
         """Each image's state and slope: the new ones where its step was accepted."""
-        (y1, ks), y = result, step.y
+        (y1, k1), y = result, step.y
         if accepted.all():
-            return y1, ks[-1]
-        if finite or not y1.requires_grad:
+            return y1, k1
+        if is_finite or not y1.requires_grad:
             mask = column(accepted, y).bool()
-            return torch.where(mask, y1, y), torch.where(mask, ks[-1], k0)
-        # the graph of a step with NaN has NaN for the gradients of all parameters: it is done again without
+            return torch.where(mask, y1, y), torch.where(mask, k1, k0)
         if not accepted.any():
             return y, k0
+        # a rejected step's NaN would be one in the parameters' gradients: the others' steps are done again without it
         rows, right = torch.nonzero(accepted).flatten().to(y.device), part(step, accepted)
         y1, ks = self.method.step(self.problem.field, right.t, right.h, right.y, taken(k0, accepted), with_end=True)
         return y.index_copy(0, rows, y1), k0.index_copy(0, rows, ks[-1])
@@ -185,7 +195,7 @@ class PerSampleSolve:
         """The states at t1 in the batch's order."""
         images, states = zip(*self.ended, strict=True)
         if len(states) == 1:
-            return states[0]
+            return states[0].clone()  # a kernel keeps it, and a later layer may change it
         return torch.cat(states)[torch.cat(images).argsort().to(states[0].device, non_blocking=True)]
 
     def stats(self) -> SolveStats:
@@ -199,7 +209,7 @@ class PerSampleSolve:
             mean_rejected,
             smallest_step=float(self.smallest.min()),
             last_step=float(self.last.mean()),
-            next_step=float(self.next.min()),
+            next_step=float(self.next.median()),
             images=each,
         )
 
@@ -223,7 +233,7 @@ def part(step: Step, which: Tensor) -> Step:
     return Step(taken(step.t, which), taken(step.h, which), taken(step.y, which))
 
 
-def state_of_each(method: "RungeKutta", problem: Problem, solution: Solution, time: float) -> Tensor:
+def state_of_each(method: RungeKutta, problem: Problem, solution: Solution, time: float) -> Tensor:
     """The images' states at a time within the interval; see `Solver.state_at`."""
     y = solution.y.clone()
     missing = torch.ones(len(y), dtype=torch.bool, device=y.device)

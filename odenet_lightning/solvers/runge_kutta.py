@@ -60,11 +60,11 @@ def fused_step(
 ) -> FusedStep | None:
     """A step by the field's own kernel; None where it has none, or none that applies here.
 
-    A field with a kernel for whole steps has a method `runge_kutta_step`, with the arguments after the first. It takes
-    one step size for all images.
+    A field with a kernel for whole steps has a method `runge_kutta_step`, with the arguments after the first; h is of
+    all images, or of each, `[B, 1, 1, 1]`.
     """
     take = getattr(field, "runge_kutta_step", None)
-    return None if take is None or isinstance(h, Tensor) else take(plan, h, y, k_first, tolerance)
+    return None if take is None else take(plan, h, y, k_first, tolerance)
 
 
 class RungeKutta(Solver):
