@@ -14,7 +14,7 @@ from odenet_lightning.gradients.base import (
     vector_jacobian,
 )
 from odenet_lightning.gradients.recompute import Recomputation, Surroundings, inputs_of, refuse_unknown_inputs
-from odenet_lightning.solvers import FieldError, Problem, Solution, Solver, Step
+from odenet_lightning.solvers import FieldError, Problem, Solution, Solver
 from odenet_lightning.solvers.evaluation import name_of
 
 SAMPLED = 64  # entries of each step's end that are kept, to detect a step that differs when recomputed
@@ -63,6 +63,15 @@ def sample(y: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // SAMPLED)].clone()
 
 
+def ends(solution: Solution) -> list[Tensor]:
+    """A few entries of each step's end, at which the next step of the same images starts."""
+    after, found = solution.y, []
+    for step in reversed(solution.steps):
+        found.append(sample(after if step.images is None else after[step.images]))
+        after = step.y if step.images is None else after.index_copy(0, step.images, step.y)
+    return found[::-1]
+
+
 class _Replay(torch.autograd.Function):
     """y0 -> y1 over recorded steps, differentiated by replaying them in reverse order."""
 
@@ -72,8 +81,8 @@ class _Replay(torch.autograd.Function):
     ) -> Tensor:
         (solution,) = solved  # in a list, or its state would count as an input
         ctx.solver, ctx.field = solver, field
-        ctx.ends = [sample(step.y) for step in solution.steps[1:]] + [sample(solution.y)]
-        ctx.grid = [(step.t, step.h, step.fraction, step.context) for step in solution.steps]
+        ctx.ends = ends(solution)
+        ctx.grid = [replace(step, y=y0.new_empty(0)) for step in solution.steps]
         # the parameters are saved to be told if they were changed in place in between
         ctx.save_for_backward(*(step.y for step in solution.steps), *params)
         # a tensor of its own: a later layer may change it in place
@@ -91,14 +100,16 @@ class _Replay(torch.autograd.Function):
         now = Surroundings.of(field, cotangent)
         deviations = []
         steps = zip(reversed(ctx.grid), reversed(states), reversed(ctx.ends), strict=False)
-        for (t, h, fraction, then), state, end in steps:
-            then.set_random()
-            with field.as_in_forward(then.buffers):
+        for step, state, end in steps:
+            step.context.set_random()
+            with field.as_in_forward(step.context.buffers):
                 y = state.detach().requires_grad_()
-                output = ctx.solver.replay(field, Step(t, h, y, fraction))
+                output = ctx.solver.replay(field, replace(step, y=y))
             field.check_leaves(output, (y, *params))
             deviations.append(deviation(output, end))
-            cotangent, grads = vector_jacobian(output, y, params, cotangent)
+            of_these = cotangent if step.images is None else cotangent[step.images]
+            grad_y, grads = vector_jacobian(output, y, params, of_these)
+            cotangent = grad_y if step.images is None else cotangent.index_copy(0, step.images, grad_y)
             totals = [add(total, grad) for total, grad in zip(totals, grads, strict=True)]
         now.set_random()
         refuse_other_steps(field, deviations)

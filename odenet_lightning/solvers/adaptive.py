@@ -110,6 +110,10 @@ class AdaptiveRungeKutta(RungeKutta):
         """Whether the answer for one image depends on the others of its batch."""
         return self.controls_error and not self.per_sample
 
+    def solves_each(self, y: Tensor) -> bool:
+        """Whether a state is solved image by image; one without axes is a single image."""
+        return self.controls_error and self.per_sample and y.dim() > 0
+
     def by_sample(self) -> Solver:
         """Return a copy that solves each image by itself."""
         twin = copy.copy(self)
@@ -126,7 +130,7 @@ class AdaptiveRungeKutta(RungeKutta):
         if not self.controls_error:
             steps = grid_size(self.num_steps, self.step_size, problem.t1 - problem.t0)
             return self.take_equal_steps(problem, steps)
-        if self.per_sample and problem.y0.dim() > 0:
+        if self.solves_each(problem.y0):
             return PerSampleSolve(self, problem).run()
         return _AdaptiveSolve(self, problem).run()
 
