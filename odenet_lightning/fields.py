@@ -144,7 +144,7 @@ class ConvField(Field):
         return self.norm(self.conv(F.relu(self.norm(y)))) if f is None else f
 
     def runge_kutta_step(
-        self, plan: Plan, h: float, y: Tensor, k_first: Tensor | None, tolerance: tuple[float, float]
+        self, plan: Plan, h: float | Tensor, y: Tensor, k_first: Tensor | None, tolerance: tuple[float, float]
     ) -> FusedStep | None:
         """See `solvers.runge_kutta.fused_step`."""
         params = self._kernel_params() if is_as_made(self, ConvField) else None

@@ -408,7 +408,7 @@ def test_missing_compiler_is_a_warning(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("epochs", "coarse_steps"), [(0, 0), (2, 8), (1.5, 6), (1.6, 7)])  # of 4 steps each
 def test_coarse_start_trains_coarsely_and_validates_finely(tmp_path: Path, epochs: float, coarse_steps: int) -> None:
-    seen: list[tuple[str, int]] = []
+    seen: list[tuple[str, float]] = []
 
     class Spy(EvaluationCounts):
         def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **options: Any) -> None:

@@ -314,7 +314,7 @@ def test_bad_adjoint_tolerance_is_refused(name: str, value: Any) -> None:
 def test_solver_error_comes_out_of_backward() -> None:
     field, y0 = mixer_problem()
     solver = Dopri5(1e-3, 1e-3)
-    enough = solver.solve(Problem(field, y0)).stats.evaluations
+    enough = int(solver.solve(Problem(field, y0)).stats.evaluations)
     integral = Adjoint(1e-9, 1e-9).solve(solver, Problem(field, y0, max_nfe=enough))
     with pytest.raises(SolverError, match=f"max_nfe = {enough}"):
         loss_of(integral.y).backward()

@@ -209,7 +209,7 @@ def test_the_error_estimate_is_the_solvers(gradient: Gradient, solver: Dopri5 | 
     problem = Problem(field, y0)
     _, value = ErrorEstimate().solve(gradient, solver, problem)
     sizes: list[float] = []
-    solver.solve(Problem(field, y0, observe=lambda step, y1, ks: sizes.append(step.h)))
+    solver.solve(Problem(field, y0, observe=lambda step, y1, ks: sizes.append(float(step.h))))
     truth = error_of_a_decay(solver, field.rate, y0, sizes)
     assert len(sizes) > 1
     assert value.item() == pytest.approx(truth.item(), rel=1e-9)

@@ -38,8 +38,8 @@ class EvaluationCounts(Callback):
             raise ValueError(f"budget must be at least 1, not {budget!r}")
         self.budget = budget
         self.warned = self.exceeded = False
-        self.forward: list[int] = []
-        self.backward: list[int] = []
+        self.forward: list[float] = []
+        self.backward: list[float] = []
         self.validation = MeanMetric()
         self.solves: list[SolveStats] = []
         self.listening: list[RemovableHandle] = []
@@ -109,7 +109,7 @@ class EvaluationCounts(Callback):
         pl_module.log("solver/smallest_step", min(s.smallest_step for s in solves))
         pl_module.log("solver/last_step", solves[-1].last_step)
 
-    def _keep_budget(self, trainer: Trainer, evaluations: int) -> None:
+    def _keep_budget(self, trainer: Trainer, evaluations: float) -> None:
         if self.budget / 2 < evaluations <= self.budget and not self.warned:
             self.warned = True
             rank_zero_warn(f"a step cost {evaluations} evaluations of the field; the run ends beyond {self.budget}")

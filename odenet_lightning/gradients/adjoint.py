@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenet_lightning.gradients.adjoint_per_sample import EachAdjoint, larger_part
 from odenet_lightning.gradients.base import (
     Gradient,
     refuse_second_derivatives,
@@ -15,7 +16,7 @@ from odenet_lightning.gradients.base import (
     vector_jacobian,
 )
 from odenet_lightning.gradients.recompute import Recomputation, buffers_of, inputs_of, refuse_unknown_inputs
-from odenet_lightning.solvers import Norm, Problem, Solution, Solver, VectorField, rms_norm
+from odenet_lightning.solvers import AdaptiveRungeKutta, Norm, Problem, Solution, Solver, VectorField, rms_norm
 from odenet_lightning.solvers.evaluation import evaluate, refusing_randomness
 from odenet_lightning.solvers.settings import check_positive_number
 
@@ -53,7 +54,8 @@ class Adjoint(Gradient):
             rtol: relative tolerance of the backward solve.
             atol: absolute tolerance of the backward solve.
             seminorm: leave g out of the error norm (Kidger, Chen, Lyons 2021, arXiv:2009.09457): g does
-                not feed back into y and a, so its error need not shrink their steps.
+                not feed back into y and a, so its error need not shrink their steps. A `per_sample` solver
+                always leaves it out, since g belongs to no image.
             normalise: solve for a over its root mean square at t1 and multiply back, so that neither the
                 gradient nor its cost depends on the loss's unit, a mean over the batch or a loss scale. Small
                 tolerances then cost far more evaluations, and a relu's kinks can make them unreachable. False
@@ -139,6 +141,8 @@ class _Backwards:
         self, y0: Tensor, y1: Tensor, cotangent: Tensor, params: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor | None]]:
         """dL/dy0 and dL/dparams; None for a parameter without a part in f or that wants none."""
+        if isinstance(self.solver, AdaptiveRungeKutta) and self.solver.solves_each(y1):
+            return self.gradients_of_each(self.solver, y0, y1, cotangent, params)
         scale = size_of(cotangent) if self.settings.normalise else torch.ones_like(cotangent.sum())
         wanted = [p for p in params if p.requires_grad]
         if not scale.isfinite():  # a loss scale that overflows is made smaller by whoever finds NaN
@@ -152,6 +156,21 @@ class _Backwards:
         self.compare(y, y0, y1)
         rest = iter([grad * scale if place in used else None for place, grad in enumerate(grads)])
         return grad_y0 * scale, [next(rest) if p.requires_grad else None for p in params]
+
+    def gradients_of_each(
+        self, solver: AdaptiveRungeKutta, y0: Tensor, y1: Tensor, cotangent: Tensor, params: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """`gradients` by a second solve of each image by itself."""
+        sizes = torch.vmap(size_of)(cotangent) if self.settings.normalise else torch.ones_like(cotangent[:, None].sum())
+        scale = sizes.expand(len(y1)).view(-1, *[1] * (y1.dim() - 1))
+        if not scale.isfinite().all():
+            return cotangent * torch.nan, [p * torch.nan if p.requires_grad else None for p in params]
+        each = EachAdjoint(solver, self.field, params, scale)
+        z1 = torch.stack([y1, (cotangent / scale).to(y1.dtype)], 1)
+        back = Problem(each, z1, self.t1, self.t0, max_nfe=self.max_nfe, norm=larger_part, observe=each.observe)
+        y, a = solver.solve(back).y.unbind(1)
+        self.compare(y, y0, y1)
+        return a * scale, each.totals
 
 
 def size_of(cotangent: Tensor) -> Tensor:

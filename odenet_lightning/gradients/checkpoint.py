@@ -9,6 +9,7 @@ from torch import Tensor
 
 from odenet_lightning.gradients.base import (
     Gradient,
+    GradientError,
     refuse_second_derivatives,
     refusing_transforms,
     vector_jacobian,
@@ -93,19 +94,37 @@ class _Taken:
         self.field, self.y0, self.slots = field, y0, slots
         self.chosen = set() if slots is None or steps is None else set(places(steps, slots))
         self.steps: list[Step] = []
+        self.starts: list[Tensor] = []  # until the end, where each image takes steps of its own
         self.ends: list[Tensor] = []
         self.kept: list[Kept] = []
 
     def record(self, step: Step) -> Step:
         """See `Problem.record`."""
-        place = len(self.steps)
-        if place > 0:
+        place, is_of_each = len(self.steps), isinstance(step.t, Tensor)
+        if is_of_each and self.slots is not None:
+            raise GradientError(
+                "Checkpoint's slots are for steps that all images take together: leave them out, or per_sample"
+            )
+        if is_of_each:
+            self.starts.append(step.y)
+        elif place > 0:
             self.ends.append(sample(step.y))
-            if self.slots is None or place in self.chosen:
-                self.kept.append(Kept(place, step.y))
+        if is_of_each or (place > 0 and (self.slots is None or place in self.chosen)):
+            self.kept.append(Kept(place, step.y))
         surroundings = Surroundings.of(self.field, self.y0, self.steps[-1].context if self.steps else None)
         self.steps.append(replace(step, y=step.y.new_empty(0), context=surroundings))
         return self.steps[-1]
+
+    def end(self, y1: Tensor) -> None:
+        """Note where the last step ends; where each image takes steps of its own, where any of them does."""
+        if not (self.steps and isinstance(self.steps[0].t, Tensor)):
+            self.ends.append(sample(y1))
+            return
+        for step in reversed(self.steps):
+            start = self.starts.pop()
+            self.ends.append(sample(y1 if step.images is None else y1[step.images]))
+            y1 = start if step.images is None else y1.index_copy(0, step.images, start)
+        self.ends.reverse()
 
     def backwards(self, y0: Tensor, take: Callable[[int, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
         """See `binomial.backwards`; a second pass (retain_graph=True) with slots has nothing but y0 to start from."""
@@ -128,7 +147,7 @@ class _Replay(torch.autograd.Function):
     ) -> Tensor:
         (solution,) = solved  # in a list, or its state would count as an input
         ctx.solver, ctx.field, ctx.taken = solver, field, taken
-        taken.ends.append(sample(solution.y))
+        taken.end(solution.y)
         # the parameters are saved to be told if they were changed in place in between
         ctx.save_for_backward(y0, *params)
         # a tensor of its own: a later layer may change it in place
@@ -153,12 +172,15 @@ class _Replay(torch.autograd.Function):
                 return replay(place, y)
 
         for place, state in taken.backwards(y0, take):
-            with field.as_at(taken.steps[place].context):
+            step = taken.steps[place]
+            with field.as_at(step.context):
                 y = state.detach().requires_grad_()
                 output = replay(place, y)
             field.check_leaves(output, (y, *params))
             deviations.append(deviation(output, taken.ends[place]))
-            cotangent, grads = vector_jacobian(output, y, params, cotangent)
+            of_these = cotangent if step.images is None else cotangent[step.images]
+            by_state, grads = vector_jacobian(output, y, params, of_these)
+            cotangent = by_state if step.images is None else cotangent.index_copy(0, step.images, by_state)
             totals = [add(total, grad) for total, grad in zip(totals, grads, strict=True)]
         now.set_random()
         refuse_other_steps(field, deviations)

@@ -93,7 +93,7 @@ class Recomputation:
     """
 
     def __init__(self, field: VectorField, y0: Tensor) -> None:
-        self.field, self.stats = field, BackwardStats()
+        self.field, self.stats, self.size = field, BackwardStats(), y0.numel()
         self.__qualname__ = name_of(field)  # what errors call it
         inputs = inputs_of(field)
         self.places = {name: next(i for i, q in enumerate(inputs) if p is q) for name, p in tensors_of(field).items()}
@@ -121,20 +121,24 @@ class Recomputation:
         return given
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        """f(t, y), counted."""
-        self.stats.evaluations += 1
+        """f(t, y), counted; of some images of the batch, in part."""
+        self.stats.evaluations += self.share(y)
         if self.substitutes and isinstance(self.field, nn.Module):
             return functional_call(self.field, self.substitutes, (t, y), tie_weights=False)
         return self.field(t, y)
 
     def runge_kutta_step(
-        self, plan: Plan, h: float, y: Tensor, k_first: Tensor | None, tolerance: tuple[float, float]
+        self, plan: Plan, h: float | Tensor, y: Tensor, k_first: Tensor | None, tolerance: tuple[float, float]
     ) -> FusedStep | None:
         """See `solvers.runge_kutta.fused_step`; its evaluations are counted, too."""
         taken = None if self.substitutes else fused_step(self.field, plan, h, y, k_first, tolerance)
         if taken is not None:
-            self.stats.evaluations += plan.evaluations(k_first is not None)
+            self.stats.evaluations += plan.evaluations(k_first is not None) * self.share(y)
         return taken
+
+    def share(self, y: Tensor) -> float:
+        """The part of the batch that a state is."""
+        return 1 if y.numel() == self.size else y.numel() / self.size
 
     @contextmanager
     def as_in_forward(self, buffers: dict[str, Tensor]) -> Iterator[None]:

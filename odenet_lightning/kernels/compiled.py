@@ -22,8 +22,8 @@ class Step(ctypes.Structure):
     _fields_ = (
         *[(name, ADDRESS) for name in ("y", "gamma", "beta", "weight", "bias", "k_first")],
         *[(name, ADDRESS) for name in ("inner", "y1", "k_last", "conv", "stats", "ratio")],
-        *[(name, ADDRESS) for name in ("by_y1", "by_k_last", "by_y", "by_k_first", "by_params", "a", "error")],
-        *[(name, DOUBLE) for name in ("h", "rtol", "atol", "eps")],
+        *[(name, ADDRESS) for name in ("by_y1", "by_k_last", "by_y", "by_k_first", "by_params", "a", "error", "h")],
+        *[(name, DOUBLE) for name in ("rtol", "atol", "eps")],
         *[(name, LONG) for name in ("images", "channels", "height", "width", "points", "threads")],
     )
 
@@ -33,7 +33,7 @@ class Library:
 
     def __init__(self, name: str, path: str) -> None:
         self.name, self.functions = name, ctypes.CDLL(path)
-        for function in (self.functions.conv_field_forward, self.functions.conv_field_backward):
+        for function in (self.functions.conv_field_step, self.functions.conv_field_step_backward):
             function.argtypes = [ctypes.POINTER(Step), ADDRESS]
         self.functions.multiply_adds.argtypes, self.functions.multiply_adds.restype = [LONG, ADDRESS], DOUBLE
         # torch's own threads, by OpenMP's entry point: a second pool would compete with them
@@ -46,7 +46,7 @@ class Library:
         Raises:
             MemoryError: it is exhausted.
         """
-        if self.functions.conv_field_forward(step, self.parallel):
+        if self.functions.conv_field_step(step, self.parallel):
             raise MemoryError("no memory for the field's kernel")
 
     def backward(self, step: Step) -> None:
@@ -55,7 +55,7 @@ class Library:
         Raises:
             MemoryError: it is exhausted.
         """
-        if self.functions.conv_field_backward(step, self.parallel):
+        if self.functions.conv_field_step_backward(step, self.parallel):
             raise MemoryError("no memory for the field's kernel")
 
     def multiply_adds(self, rounds: int) -> float:
@@ -80,6 +80,6 @@ def library() -> Library | None:
         if found is not None and found.origin:
             try:
                 return Library(name, found.origin)
-            except OSError:  # compiled for another system
+            except (OSError, AttributeError):  # compiled for another system, or from another version
                 continue
     return None

@@ -59,7 +59,8 @@ typedef struct {
   const float *by_y1, *by_k_last;
   float *by_y, *by_k_first, *by_params; /* [b] the last of weight, gamma and beta, one after another */
   const double *a, *error;     /* error: [points] */
-  double h, rtol, atol, eps;
+  const double *h;             /* of each image: [B] */
+  double rtol, atol, eps;
   long images, channels, height, width, points, threads;
 } Step;
 
@@ -332,7 +333,7 @@ static void forward_image(const Step *s, const Layout l, long image, float *scra
   for (long i = 0; i < n; i++) {
     if (i > 0) {
       float *to = i == n - 1 ? s->y1 + here : s->inner ? s->inner + (i - 1) * all + here : spare_point;
-      for (long j = 0; j < i; j++) weights[j] = s->h * s->a[i * n + j];
+      for (long j = 0; j < i; j++) weights[j] = s->h[image] * s->a[i * n + j];
       combine(y, ks, weights, i, l.size, to);
       point = to;
     }
@@ -343,7 +344,7 @@ static void forward_image(const Step *s, const Layout l, long image, float *scra
             s->stats ? s->stats + (i * s->images + image) * 4 * s->channels : spare_stats, scratch);
   }
   if (s->error) {
-    for (long i = 0; i < n; i++) weights[i] = s->h * s->error[i];
+    for (long i = 0; i < n; i++) weights[i] = s->h[image] * s->error[i];
     combine(NULL, ks, weights, n, l.size, spare_conv);
     s->ratio[image] = squared_ratio(s, l.size, y, s->y1 + here, spare_conv);
   }
@@ -360,7 +361,8 @@ static void backward_image(const Job *job, const Layout l, long image, float *sc
     float *by_point = i == 0 ? s->by_y + here : by_points + i * l.size;
     const int is_last = i == n - 1;
     const float *by_last = is_last && s->by_y1 ? s->by_y1 + here : NULL;
-    for (long j = i + 1; j < n; j++) weights[j - i - 1] = s->h * s->a[j * n + i], gs[j - i - 1] = by_points + j * l.size;
+    for (long j = i + 1; j < n; j++)
+      weights[j - i - 1] = s->h[image] * s->a[j * n + i], gs[j - i - 1] = by_points + j * l.size;
     const float *outside = is_last && s->by_k_last ? s->by_k_last + here : NULL;
     if (i == 0 && s->k_first) {
       combine(outside, gs, weights, n - 1, l.size, s->by_k_first + here);
@@ -426,13 +428,13 @@ static int run(Job *job, Parallel parallel) {
 }
 
 /* Take a step. Returns 0, or 1 out of memory. */
-int conv_field_forward(const Step *step, Parallel parallel) {
+int conv_field_step(const Step *step, Parallel parallel) {
   Job job = {.step = step, .tasks = step->images, .per_task = 1};
   return step->points > MOST_POINTS || run(&job, parallel);
 }
 
 /* Differentiate a step, given what its forward pass has left. Returns 0, or 1 out of memory. */
-int conv_field_backward(const Step *step, Parallel parallel) {
+int conv_field_step_backward(const Step *step, Parallel parallel) {
   const long channels = step->channels, kernel = channels * channels * 9, params = kernel + 2 * channels;
   const long tasks = (step->images + CHUNK - 1) / CHUNK;
   float *turned = malloc((kernel + tasks * params) * sizeof(float)), *partial = turned + kernel;

@@ -5,7 +5,6 @@ other, so that a step's intermediate results stay in cache.
 """
 
 import ctypes
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,15 +43,17 @@ def kernel_for(y: Tensor, k_first: Tensor | None, *params: Tensor) -> Library | 
     return found
 
 
-def described(plan: Plan, h: float, eps: float, inputs: Sequence[Tensor | None]) -> Step:
+def described(plan: Plan, h: float | Tensor, eps: float, inputs: Sequence[Tensor | None]) -> Step:
     """A step for the kernel, its inputs y, k_first, gamma, beta, weight and bias in place."""
     y, k_first, gamma, beta, weight, bias = (address(x) for x in inputs)
     images, channels, height, width = inputs[0].shape  # pyright: ignore[reportOptionalMemberAccess]
-    step = Step(y, gamma, beta, weight, bias, k_first, h=h, eps=eps, points=plan.points)
+    step = Step(y, gamma, beta, weight, bias, k_first, eps=eps, points=plan.points)
     step.images, step.channels, step.height, step.width = images, channels, height, width
     step.threads = torch.get_num_threads()
     a, error = plan.coefficients
     step.a, step.error = ctypes.addressof(a), error and ctypes.addressof(error)
+    step.sizes = h.double().flatten() if isinstance(h, Tensor) else torch.full((images,), h, dtype=torch.float64)
+    step.h = address(step.sizes)
     return step
 
 
@@ -63,7 +64,7 @@ class Taken:
         self,
         kernel: Library,
         plan: Plan,
-        h: float,
+        h: float | Tensor,
         eps: float,
         tolerance: tuple[float, float],
         inputs: Sequence[Tensor | None],
@@ -76,12 +77,11 @@ class Taken:
         self.k_last = torch.empty_like(y) if plan.with_end else None
         self.inner = y.new_empty(plan.points - 2, *y.shape) if keep and plan.points > 2 else None
         self.conv, self.stats = kept(plan, y, k_first is not None) if keep else (None, None)
-        ratio = torch.empty(len(y), dtype=torch.float64) if plan.error else None
+        self.squares = torch.empty(len(y), dtype=torch.float64) if plan.error else None
         step.inner, step.y1, step.k_last = address(self.inner), address(self.y1), address(self.k_last)
-        step.ratio, (step.rtol, step.atol) = address(ratio), tolerance
+        step.ratio, (step.rtol, step.atol) = address(self.squares), tolerance
         place(step, self.conv, self.stats, k_first is not None)
         kernel.forward(step)
-        self.error_ratio = 0.0 if ratio is None else math.sqrt(float(ratio.sum()) / y.numel())
 
 
 def kept(plan: Plan, y: Tensor, has_first: bool) -> tuple[Tensor, Tensor]:
@@ -98,19 +98,27 @@ def place(step: Step, conv: Tensor | None, stats: Tensor | None, has_first: bool
 
 
 class ConvFieldStep(torch.autograd.Function):
-    """(y, k_first, gamma, beta, weight, bias) -> (y1, k_last, error ratio), differentiated by the kernel."""
+    """(y, k_first, gamma, beta, weight, bias) -> (y1, k_last, squares), differentiated by the kernel."""
 
     @staticmethod
     def forward(
-        ctx: Any, kernel: Library, plan: Plan, h: float, eps: float, tolerance: tuple[float, float], *inputs: Any
-    ) -> tuple[Tensor | None, Tensor | None, float]:
+        ctx: Any,
+        kernel: Library,
+        plan: Plan,
+        h: float | Tensor,
+        eps: float,
+        tolerance: tuple[float, float],
+        *inputs: Any,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Take the step."""
         taken = Taken(kernel, plan, h, eps, tolerance, inputs, keep=True)
         ctx.kernel, ctx.plan, ctx.h, ctx.eps = kernel, plan, h, eps
         ctx.set_materialize_grads(False)
         end = taken.y1 if plan.with_end else None  # else nothing is evaluated there, and a later layer may change it
         ctx.save_for_backward(*inputs, end, taken.inner, taken.conv, taken.stats)
-        return taken.y1, taken.k_last, taken.error_ratio
+        if taken.squares is not None:
+            ctx.mark_non_differentiable(taken.squares)
+        return taken.y1, taken.k_last, taken.squares
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -135,7 +143,7 @@ class ConvFieldStep(torch.autograd.Function):
         return (*[None] * 5, by_y, by_k_first, by_gamma, by_beta, by_weight, torch.zeros_like(bias))
 
 
-def plain_step(plan: Plan, h: float, eps: float, inputs: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+def plain_step(plan: Plan, h: float | Tensor, eps: float, inputs: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     """The new state and f of it by PyTorch's operators."""
     y, k_first, gamma, beta, weight, bias = inputs
 
@@ -152,7 +160,7 @@ def plain_step(plan: Plan, h: float, eps: float, inputs: Sequence[Any]) -> tuple
 
 
 def differentiable(
-    plan: Plan, h: float, eps: float, inputs: Sequence[Any], cotangents: tuple[Tensor | None, Tensor | None]
+    plan: Plan, h: float | Tensor, eps: float, inputs: Sequence[Any], cotangents: tuple[Tensor | None, Tensor | None]
 ) -> list[Tensor | None]:
     """The derivatives by the inputs that want one, as functions of all of them and of the cotangents."""
     # of aliases: k_first depends on y, and the derivative by y must not include that dependence
@@ -189,7 +197,7 @@ def evaluate_conv_field(y: Tensor, params: Parameters, eps: float) -> Tensor | N
 
 def take_conv_field_step(
     plan: Plan,
-    h: float,
+    h: float | Tensor,
     y: Tensor,
     k_first: Tensor | None,
     params: Parameters,
@@ -200,7 +208,7 @@ def take_conv_field_step(
 
     Args:
         plan: coefficients.
-        h: step size.
+        h: step size; of each image, `[B, 1, 1, 1]`, where they differ.
         y: state, `[B, C, H, W]`.
         k_first: f(y), where known.
         params: see `evaluate_conv_field`.
@@ -215,4 +223,4 @@ def take_conv_field_step(
         return FusedStep(*ConvFieldStep.apply(kernel, plan, h, eps, tolerance, *inputs))  # pyright: ignore
     taken = Taken(kernel, plan, h, eps, tolerance, inputs, keep=False)
     assert taken.y1 is not None
-    return FusedStep(taken.y1, taken.k_last, taken.error_ratio)
+    return FusedStep(taken.y1, taken.k_last, taken.squares)

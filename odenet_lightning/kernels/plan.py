@@ -1,6 +1,7 @@
 """A Runge-Kutta step as kernels take and give it: the plan of its points, and its result."""
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +19,24 @@ class FusedStep:
     Attributes:
         y1: the new state.
         k_last: f(y1), where asked for.
-        error_ratio: root mean square of error / (atol + rtol max(|y|, |y1|)), where a tolerance was given.
+        squares: of each image, the sum of the squares of error / (atol + rtol max(|y|, |y1|)), `[B]` in float64, where
+            a tolerance was given.
     """
 
     y1: Tensor
     k_last: Tensor | None
-    error_ratio: float
+    squares: Tensor | None
+
+    @property
+    def error_ratio(self) -> float:
+        """Root mean square of error / tolerance over the batch."""
+        return 0.0 if self.squares is None else math.sqrt(float(self.squares.sum()) / self.y1.numel())
+
+    @property
+    def error_ratios(self) -> Tensor:
+        """That of each image."""
+        assert self.squares is not None
+        return (self.squares * (len(self.y1) / self.y1.numel())).sqrt()
 
 
 @dataclass(frozen=True)

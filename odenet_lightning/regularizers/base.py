@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from odenet_lightning.block import ode_blocks
-from odenet_lightning.gradients import Gradient
+from odenet_lightning.gradients import Gradient, GradientError
 from odenet_lightning.solvers import Problem, Solution, Solver
 from odenet_lightning.solvers.settings import Settings, check_positive_number
 
@@ -69,8 +69,20 @@ class _Regularized(Gradient):
 
 
 class Weighted(Regularizer):
-    """A value that is added to the loss."""
+    """A value that is added to the loss; refuses solvers with `per_sample`."""
 
     def __init__(self, weight: float) -> None:
         check_positive_number("weight", weight)
         self.weight = weight
+
+    def refuse_per_sample(self, solver: Solver) -> None:
+        """Refuse a solver by which each image takes steps of its own.
+
+        Raises:
+            GradientError: with what to do.
+        """
+        if getattr(solver, "per_sample", False):
+            raise GradientError(
+                f"{type(self).__name__} needs one step size for all images of a batch: leave per_sample out, or train "
+                "without the regularizer"
+            )

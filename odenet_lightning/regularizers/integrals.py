@@ -72,6 +72,7 @@ class _Integral(Weighted):
 
     def solve(self, gradient: Gradient, solver: Solver, problem: Problem) -> tuple[Solution, Tensor]:
         """See `Regularizer.solve`."""
+        self.refuse_per_sample(solver)
         y0 = problem.y0
         if torch.is_grad_enabled() and not y0.requires_grad:  # for the derivative by y
             y0 = y0.detach().requires_grad_()

@@ -64,6 +64,7 @@ class _OfSteps(Weighted):
     def solve(self, gradient: Gradient, solver: Solver, problem: Problem) -> tuple[Solution, Tensor]:
         """See `Regularizer.solve`."""
         name = type(self).__name__
+        self.refuse_per_sample(solver)
         if not isinstance(solver, AdaptiveRungeKutta) or not solver.controls_error:
             raise GradientError(
                 f"{name} needs a solver with error control that shows its steps, not {solver!r}: use Dopri5 or Tsit5"

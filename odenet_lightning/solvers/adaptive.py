@@ -15,9 +15,12 @@ from torch import Tensor
 
 from odenet_lightning.solvers.base import Solver
 from odenet_lightning.solvers.evaluation import evaluate, host_value
+from odenet_lightning.solvers.first_step import guess_first_step
+from odenet_lightning.solvers.per_sample import PerSampleSolve, state_of_each
 from odenet_lightning.solvers.problem import Norm, Problem, Solution, SolverError, SolveStats, Step, rms_norm
 from odenet_lightning.solvers.runge_kutta import RungeKutta, add_weighted, check_grid, fused_step, grid_size, plan_of
 from odenet_lightning.solvers.settings import check_positive_number
+from odenet_lightning.solvers.stopping import NOT_FINITE, TOO_SMALL, smallest_step, stopped
 
 
 class AdaptiveRungeKutta(RungeKutta):
@@ -28,10 +31,16 @@ class AdaptiveRungeKutta(RungeKutta):
     lowest is 1 after an accepted step and min_factor after a rejected one. So the steps, and with them
     the result for one image, depend on the other images of the batch, by as much as the tolerance allows.
 
+    Not so with `per_sample`, as in torchode (Lienen and Guennemann 2022, arXiv:2210.12375): each image has a
+    time, a step size, a mean and an end of its own, and leaves the batch at t1. The field then gets t as
+    `[B, 1, ...]`, and must compute each image's dy/dt from its own t and y alone; others are refused. Not for
+    fields on a GPU whose evaluation takes the same time for few images as for many: the batch is evaluated
+    until its last image is done.
+
     With `first_step="heuristic"` every choice is torchdiffeq's (Hairer's guess, which costs one
     evaluation and is cautious at loose tolerances; the last step may pass t1, whose state is then
     interpolated). With a number or "warm" the last step is cut to end at t1. Error control is in
-    force in all three: a first step that is too large is rejected.
+    force in all three: a first step that is too large is rejected. With `per_sample` the last step is cut always.
     """
 
     def __init__(
@@ -45,8 +54,9 @@ class AdaptiveRungeKutta(RungeKutta):
         max_steps: int = 1_000,
         num_steps: int | None = None,
         step_size: float | None = None,
+        per_sample: bool = False,
     ) -> None:
-        """Adaptive, unless one of the last two is given.
+        """Adaptive, unless `num_steps` or `step_size` is given.
 
         Args:
             rtol: relative tolerance, not used with fixed steps.
@@ -60,6 +70,8 @@ class AdaptiveRungeKutta(RungeKutta):
             max_steps: attempted steps before `SolverError`.
             num_steps: take this many equal steps instead, without error control.
             step_size: take equal steps no larger than this instead, without error control.
+            per_sample: solve each image by itself. All start with the same "warm" step, which is then the
+                median of the controller's choices for the images.
         """
         check_grid(type(self).__name__, num_steps, step_size)
         check_positive_number("rtol", rtol)
@@ -76,7 +88,7 @@ class AdaptiveRungeKutta(RungeKutta):
         self.num_steps, self.step_size = num_steps, step_size
         self.rtol, self.atol, self.first_step = rtol, atol, first_step
         self.safety, self.min_factor, self.max_factor = safety, min_factor, max_factor
-        self.max_steps = max_steps
+        self.max_steps, self.per_sample = max_steps, per_sample
 
     @property
     def controls_error(self) -> bool:
@@ -92,6 +104,21 @@ class AdaptiveRungeKutta(RungeKutta):
         twin.atol = self.atol if atol is None else atol
         return twin
 
+    @property
+    def couples_images(self) -> bool:
+        """Whether the answer for one image depends on the others of its batch."""
+        return self.controls_error and not self.per_sample
+
+    def solves_each(self, y: Tensor) -> bool:
+        """Whether a state is solved image by image; one without axes is a single image."""
+        return self.controls_error and self.per_sample and y.dim() > 0
+
+    def by_sample(self) -> Solver:
+        """Return a copy that solves each image by itself."""
+        twin = copy.copy(self)
+        twin.per_sample = True
+        return twin
+
     def steps_over(self, span: float) -> int | None:
         """See `Solver.steps_over`."""
         return None if self.controls_error else grid_size(self.num_steps, self.step_size, span)
@@ -99,9 +126,20 @@ class AdaptiveRungeKutta(RungeKutta):
     def integrate(self, problem: Problem) -> Solution:
         """Step under error control; evaluations: 1 or 2, plus s per attempted step, s being the number of stages."""
         steps = self.steps_over(problem.t1 - problem.t0)
-        return AdaptiveSolve(self, problem).run() if steps is None else self.take_equal_steps(problem, steps)
+        if steps is not None:
+            return self.take_equal_steps(problem, steps)
+        if self.solves_each(problem.y0):
+            return PerSampleSolve(self, problem).run()
+        return AdaptiveSolve(self, problem).run()
 
-    def scaled_error(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float) -> Tensor:
+    def states_at(self, problem: Problem, times: Sequence[float]) -> list[Tensor]:
+        """See `Solver.states_at`."""
+        if not self.solves_each(problem.y0):
+            return super().states_at(problem, times)
+        solution = self.solve(problem)
+        return [state_of_each(self, problem, solution, time) for time in times]
+
+    def scaled_error(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float | Tensor) -> Tensor:
         """The error estimate of a step over its tolerance, in the state's shape."""
         assert self.tableau.error is not None
         weights = self.tableau.error
@@ -109,10 +147,10 @@ class AdaptiveRungeKutta(RungeKutta):
         scale = torch.maximum(y.abs(), y1.abs()).mul_(self.rtol).add_(self.atol)
         return error.div_(scale)
 
-    def error_ratio(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float, norm: Norm) -> float:
-        """norm(error / tolerance) of a step, with one device-to-host synchronisation."""
+    def error_ratio(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float | Tensor, norm: Norm) -> Tensor:
+        """norm(error / tolerance) of a step."""
         with torch.no_grad():
-            return host_value(norm(self.scaled_error(y, y1, ks, h)))
+            return norm(self.scaled_error(y, y1, ks, h))
 
     def step_factor(self, ratio: float) -> float:
         """How much larger the next step may be, given this one's error ratio."""
@@ -120,27 +158,6 @@ class AdaptiveRungeKutta(RungeKutta):
             return self.max_factor
         lowest = 1.0 if ratio < 1.0 else self.min_factor
         return min(self.max_factor, max(self.safety / ratio ** (1 / self.tableau.order), lowest))
-
-    def guess_first_step(self, problem: Problem, f0: Tensor) -> float:
-        """Hairer's first step (Hairer et al. 1993, II.4), as torchdiffeq computes it; one evaluation, one sync."""
-        y0, t0, norm = problem.y0, problem.t0, problem.norm
-        sign = 1.0 if problem.t1 > t0 else -1.0
-        with torch.no_grad():
-            scale = self.atol + y0.abs() * self.rtol
-            d0, d1 = norm(y0 / scale), norm(f0 / scale)
-            h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.full_like(d0, 1e-6), 0.01 * d0 / d1)
-            f1 = evaluate(problem.field, t0 + sign * h0, y0 + sign * h0 * f0)
-            d2 = norm((f1 - f0) / scale) / h0
-            steepest = torch.maximum(d1, d2)
-            h1 = torch.where(
-                steepest <= 1e-15,
-                torch.maximum(torch.full_like(h0, 1e-6), h0 * 1e-3),
-                (0.01 / steepest) ** (1 / self.tableau.order),
-            )
-            return host_value(torch.minimum(100 * h0, h1))
-
-
-NOT_FINITE = "the state or the field is NaN or infinite"
 
 
 class AdaptiveSolve:
@@ -151,8 +168,7 @@ class AdaptiveSolve:
         self.t, self.t1, self.y = problem.t0, problem.t1, problem.y0
         self.sign = 1.0 if self.t1 > self.t else -1.0
         self.span = abs(self.t1 - self.t)
-        # below this a step no longer changes the time that the field is given
-        self.min_step = torch.finfo(self.y.dtype).eps * max(abs(self.t), abs(self.t1))
+        self.min_step = smallest_step(self.y, self.t, self.t1)
         self.evaluations = self.rejected = 0
         self.sizes: list[float] = []
         self.steps: list[Step] = []
@@ -197,7 +213,7 @@ class AdaptiveSolve:
         first = self.problem.warm_step if self.method.first_step == "warm" else self.method.first_step
         if isinstance(first, float | int):
             return k0, min(float(first), self.span), False
-        h = self.method.guess_first_step(self.problem, k0)
+        h = host_value(guess_first_step(self.method, self.problem, k0, self.problem.norm))
         self.evaluations += 1
         if not math.isfinite(h):
             raise self.error(h, NOT_FINITE)
@@ -216,12 +232,12 @@ class AdaptiveSolve:
         """Try a step of size h: the new state, its stages and the error ratio."""
         method, signed = self.method, self.sign * h
         if h <= self.min_step:
-            raise self.error(h, "the step has become too small to change t")
+            raise self.error(h, TOO_SMALL)
         if len(self.sizes) + self.rejected >= method.max_steps:
-            raise self.error(h, f"max_steps = {method.max_steps} steps were not enough", "a larger max_steps")
+            raise self.error(h, f"max_steps = {method.max_steps} steps were not enough")
         cost = len(method.tableau.c)
         if self.evaluations + cost > self.problem.max_nfe:
-            raise self.error(h, f"max_nfe = {self.problem.max_nfe} evaluations were not enough", "a larger max_nfe")
+            raise self.error(h, f"max_nfe = {self.problem.max_nfe} evaluations were not enough")
         y1, ks, ratio = self.take(signed, k0)
         self.evaluations += cost
         if not math.isfinite(ratio) and not math.isfinite(host_value(k0.detach().abs().max())):
@@ -237,7 +253,7 @@ class AdaptiveSolve:
             if fused is not None and fused.k_last is not None:
                 return fused.y1, [fused.k_last], fused.error_ratio
         y1, ks = method.step(problem.field, self.t, h, self.y, k0, with_end=True)
-        return y1, ks, method.error_ratio(self.y, y1, ks, h, problem.norm)
+        return y1, ks, host_value(method.error_ratio(self.y, y1, ks, h, problem.norm))
 
     def stats(self) -> SolveStats:
         """The cost of a solve that is done."""
@@ -245,14 +261,8 @@ class AdaptiveSolve:
             self.evaluations, len(self.sizes), self.rejected, min(self.sizes), self.sizes[-1], self.next_step
         )
 
-    def error(self, h: float, what: str, remedy: str = "") -> SolverError:
-        """Where the solve stopped, why, and what to try: of causes that any caller can change."""
-        size = host_value(rms_norm(self.y.detach()))
-        remedies = [remedy] if remedy else []
-        if what != NOT_FINITE:
-            remedies.append("looser tolerances")
-        return SolverError(
-            f"{type(self.method).__name__} stopped at t = {self.t:.6g} with h = {h:.3g}: {what} (rtol = "
-            f"{self.method.rtol:g}, atol = {self.method.atol:g}, rms of the state {size:.3g}, {self.evaluations} "
-            f"evaluations so far); try {', '.join(remedies)}{' or ' if remedies else ''}a fixed step"
-        )
+    def error(self, h: float, what: str) -> SolverError:
+        """Where the solve has stopped, and why; see `stopped`."""
+        method = self.method
+        tolerances = (method.rtol, method.atol)
+        return stopped(type(method).__name__, tolerances, (self.t, h), self.y, self.evaluations, what)

@@ -22,11 +22,17 @@ class Solver(Settings, ABC):
 
     @property
     def controls_error(self) -> bool:
-        """Whether it chooses its steps by the error it estimates, over the whole batch at once.
-
-        Then the answer for one image depends on the images that it is solved together with.
-        """
+        """Whether it chooses its steps by the error it estimates."""
         return False
+
+    @property
+    def couples_images(self) -> bool:
+        """Whether it chooses them for the whole batch at once: one image's answer then depends on the others."""
+        return self.controls_error
+
+    def by_sample(self) -> "Solver":
+        """Return a solver that differs in solving each image by itself; itself where it knows no other way."""
+        return self
 
     def solve(self, problem: Problem) -> Solution:
         """Solve an initial value problem.
@@ -114,7 +120,7 @@ def step_to(time: float, steps: Sequence[Step]) -> Step:
     """The step within which a time lies, up to there."""
     # the first step whose end is not short of it (a hair of slack for rounding)
     step = next((s for s in steps if (time - s.t) / s.h <= s.fraction + 1e-9), steps[-1])
-    return replace(step, fraction=min((time - step.t) / step.h, 1.0))
+    return replace(step, fraction=min(float((time - step.t) / step.h), 1.0))
 
 
 def check_order(times: Sequence[float]) -> None:

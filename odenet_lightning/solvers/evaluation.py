@@ -115,6 +115,22 @@ class _Together(torch.autograd.Function):
         return (x if in_dims[0] is None else x.square().mean(in_dims[0]).sqrt()), None
 
 
+def host_values(x: Tensor) -> Tensor:
+    """The numbers in a tensor as float64 on the host, without axes of one: one device-to-host synchronisation.
+
+    Raises:
+        FieldError: the batch is hidden by `torch.func.vmap`.
+    """
+    try:
+        return torch.tensor(x.detach().flatten().tolist(), dtype=torch.float64)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        raise FieldError(
+            "per_sample solves each image of a batch by itself, and torch.func.vmap hides the batch: leave one out"
+        ) from error
+
+
 def host_value(x: Tensor) -> float:
     """The number in a scalar tensor: one device-to-host synchronisation."""
     try:

@@ -23,19 +23,37 @@ class BackwardStats:
     """The cost of a backward pass, filled in while it runs.
 
     Attributes:
-        evaluations: evaluations of the field, each with its vector-Jacobian product.
+        evaluations: evaluations of the field, each with its vector-Jacobian product; per image, as in `SolveStats`.
         y0_error: relative distance between y0 and the state that `Adjoint` and `Reversible` recompute at t0: the rms
             of their difference over the larger of y0's and y1's rms. The relative error of the gradient is about as
             large. 0 where nothing is recomputed backwards.
     """
 
-    evaluations: int = 0
+    evaluations: float = 0
     y0_error: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True)
+class ImageStats:
+    """The cost of each image of a solve, `[B]`, where each is solved by itself.
+
+    Attributes:
+        evaluations: evaluations of the field (NFE).
+        accepted: steps taken.
+        rejected: steps tried and thrown away.
+    """
+
+    evaluations: Tensor
+    accepted: Tensor
+    rejected: Tensor
 
 
 @dataclass(frozen=True)
 class SolveStats:
     """The cost of a solve.
+
+    Where each image is solved by itself (`per_sample`), finished images leave the batch: evaluations, accepted,
+    rejected and last_step are means over the images, and so in units of what the whole batch costs.
 
     Attributes:
         evaluations: evaluations of the field (NFE).
@@ -46,15 +64,17 @@ class SolveStats:
         next_step: the first step to try in a similar solve, in units of t: the controller's choice after this
             solve's first accepted step. None where no controller runs.
         backward: the cost of its backward pass; None where that does not evaluate the field.
+        images: the cost of each image, where each is solved by itself.
     """
 
-    evaluations: int
-    accepted: int
-    rejected: int
+    evaluations: float
+    accepted: float
+    rejected: float
     smallest_step: float
     last_step: float
     next_step: float | None = None
     backward: BackwardStats | None = field(default=None, compare=False)
+    images: ImageStats | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -62,18 +82,20 @@ class Step:
     """One accepted step, from which `Solver.replay` gives the state at t + fraction * h.
 
     Attributes:
-        t: start time.
+        t: start time; of each image, `[B, 1, ...]`, where each is solved by itself; likewise h and fraction.
         h: step size, negative when integrating backwards.
         y: state at t.
         fraction: how far into the step the wanted state lies, in (0, 1].
         context: whatever `Problem.record` adds.
+        images: places in the batch of those images that take the step; None where all do.
     """
 
-    t: float
-    h: float
+    t: float | Tensor
+    h: float | Tensor
     y: Tensor
-    fraction: float = 1.0
+    fraction: float | Tensor = 1.0
     context: Any = None
+    images: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -101,14 +123,15 @@ class Problem:
     """The initial value problem dy/dt = field(t, y), y(t0) = y0 over [t0, t1], and the settings of its solve.
 
     Attributes:
-        field: f(t, y), with t a scalar tensor of y's dtype and device; returns dy/dt in y's shape and changes
-            nothing in place.
+        field: f(t, y), with t a scalar tensor of y's dtype and device, or `[B, 1, ...]` where each image is solved
+            by itself; returns dy/dt in y's shape and changes nothing in place.
         y0: state at t0, a tensor of any shape, float32 or float64.
         t0: start of the interval.
         t1: its end; t1 < t0 integrates backwards in time.
         warm_step: first step of an adaptive solver whose `first_step` is "warm", in units of t.
         max_nfe: most evaluations of the field before `SolverError`.
-        norm: maps error / tolerance to a scalar tensor; a step is accepted where it is <= 1.
+        norm: maps error / tolerance, of one image where each is solved by itself, to a scalar tensor; a step is
+            accepted where it is <= 1.
         record: called with each accepted step, where the steps are wanted: before the step with fixed steps, after
             its acceptance with error control. What it returns is kept in `Solution.steps`.
         observe: called by adaptive Runge-Kutta methods once per accepted step, with the step, the state at its end

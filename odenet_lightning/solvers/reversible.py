@@ -44,6 +44,8 @@ class Reversible(Solver):
         """
         if isinstance(coupling, bool) or not isinstance(coupling, float | int) or not 0.0 < coupling <= 1.0:
             raise ValueError(f"coupling must lie in (0, 1], not {coupling!r}")
+        if getattr(method, "per_sample", False):
+            raise ValueError("Reversible takes the same steps for all images of a batch: leave per_sample out")
         self.method, self.coupling = method, coupling
 
     @property
@@ -71,7 +73,8 @@ class Reversible(Solver):
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Solve over the step's interval again, differentiably."""
-        return self.integrate(Problem(field, step.y, step.t, step.t + step.fraction * step.h)).y
+        t, end = float(step.t), float(step.t + step.fraction * step.h)
+        return self.integrate(Problem(field, step.y, t, end)).y
 
     def solve_pair(self, problem: Problem) -> Solution:
         """See `Solver.solve`; y is the pair (y_N, z_{N-1}), `[2, *y0.shape]`, and the steps are those of Phi in turn.
@@ -151,7 +154,7 @@ class _ControlledSolve(AdaptiveSolve):
         """Bring z to the end of the step, where y is; f of it."""
         cost = len(self.method.tableau.c) + 1
         if self.evaluations + cost > self.problem.max_nfe:
-            raise self.error(h, f"max_nfe = {self.problem.max_nfe} evaluations were not enough", "a larger max_nfe")
+            raise self.error(h, f"max_nfe = {self.problem.max_nfe} evaluations were not enough")
         self.evaluations += cost
         self.t += self.sign * h
         self.note(self.t, -self.sign * h, y)

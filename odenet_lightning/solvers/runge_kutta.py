@@ -21,8 +21,22 @@ from odenet_lightning.solvers.settings import check_positive_number
 from odenet_lightning.solvers.tableau import Tableau
 
 
-def add_weighted(y: Tensor, ks: Sequence[Tensor], weights: Sequence[float], h: float) -> Tensor:
-    """The sum y + h sum_i weights_i k_i: one pass over memory per non-zero weight, one new tensor in all."""
+def weighted(ks: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The sum of weights_i k_i, a weight of which is not zero."""
+    (weight, first), *rest = [(weight, k) for weight, k in zip(weights, ks, strict=False) if weight != 0.0]
+    total = first * weight
+    for weight, k in rest:
+        total.add_(k, alpha=weight)
+    return total
+
+
+def add_weighted(y: Tensor, ks: Sequence[Tensor], weights: Sequence[float], h: float | Tensor) -> Tensor:
+    """The sum y + h sum_i weights_i k_i: one pass over memory per non-zero weight, one new tensor in all.
+
+    Two, and one pass more, where h is a tensor, of each image.
+    """
+    if isinstance(h, Tensor):
+        return torch.addcmul(y, weighted(ks, weights), h)
     total = y
     for k, weight in zip(ks, weights, strict=False):
         if weight != 0.0:
@@ -39,14 +53,15 @@ def plan_of(tableau: Tableau, with_end: bool) -> Plan:
 def fused_step(
     field: VectorField,
     plan: Plan,
-    h: float,
+    h: float | Tensor,
     y: Tensor,
     k_first: Tensor | None = None,
     tolerance: tuple[float, float] = (0.0, 0.0),
 ) -> FusedStep | None:
     """A step by the field's own kernel; None where it has none, or none that applies here.
 
-    A field with a kernel for whole steps has a method `runge_kutta_step`, with the arguments after the first.
+    A field with a kernel for whole steps has a method `runge_kutta_step`, with the arguments after the first; h is of
+    all images, or of each, `[B, 1, 1, 1]`.
     """
     take = getattr(field, "runge_kutta_step", None)
     return None if take is None else take(plan, h, y, k_first, tolerance)
@@ -58,14 +73,20 @@ class RungeKutta(Solver):
     tableau: Tableau
 
     def step(
-        self, field: VectorField, t: float, h: float, y: Tensor, k0: Tensor | None = None, with_end: bool = False
+        self,
+        field: VectorField,
+        t: float | Tensor,
+        h: float | Tensor,
+        y: Tensor,
+        k0: Tensor | None = None,
+        with_end: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
         """One step of size h from y(t).
 
         Args:
             field: f(t, y).
-            t: start time.
-            h: step size.
+            t: start time, of all images or of each, `[B, 1, ...]`.
+            h: step size, likewise.
             y: state at t.
             k0: f(t, y), where known.
             with_end: whether the stages are to end with f(t + h, y(t + h)).
@@ -81,7 +102,7 @@ class RungeKutta(Solver):
             ks.append(evaluate(field, t + h, y1))
         return y1, ks
 
-    def advance(self, field: VectorField, t: float, h: float, y: Tensor) -> Tensor:
+    def advance(self, field: VectorField, t: float | Tensor, h: float | Tensor, y: Tensor) -> Tensor:
         """The state at t + h."""
         fused = fused_step(field, plan_of(self.tableau, False), h, y)
         return self.step(field, t, h, y)[0] if fused is None else fused.y1
@@ -89,12 +110,12 @@ class RungeKutta(Solver):
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Do an accepted step again; inside the step, by the method's dense output."""
         t, h, y = step.t, step.h, step.y
-        if step.fraction == 1.0:
+        if not isinstance(step.fraction, Tensor) and step.fraction == 1.0:
             return self.advance(field, t, h, y)
         y1, ks = self.step(field, t, h, y, with_end=True)
         return self.interpolate(y, y1, ks, h, step.fraction)
 
-    def interpolate(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float, x: float) -> Tensor:
+    def interpolate(self, y: Tensor, y1: Tensor, ks: Sequence[Tensor], h: float | Tensor, x: float | Tensor) -> Tensor:
         """State at x in [0, 1] of a step, by the quartic (or cubic) through its ends, slopes and middle."""
         f0, f1, mid = ks[0], ks[-1], self.tableau.mid
         weights = [1 - 3 * x**2 + 2 * x**3, 3 * x**2 - 2 * x**3]  # cubic Hermite, of y and y1

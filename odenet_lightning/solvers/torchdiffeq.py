@@ -113,7 +113,8 @@ class TorchDiffEq(Solver):
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Solve over the step's interval again, differentiably."""
-        return self.integrate(Problem(field, step.y, step.t, step.t + step.fraction * step.h)).y
+        t, end = float(step.t), float(step.t + step.fraction * step.h)
+        return self.integrate(Problem(field, step.y, t, end)).y
 
     def trajectory(self, problem: Problem, times: Sequence[float]) -> Tensor:
         """States at the given times by torchdiffeq's own interpolation, `[T, *y0.shape]`."""

@@ -117,7 +117,7 @@ class Steps(PairStudy):
         with recorded_solves(net) as solves:
             for _ in range(self.warm_up):
                 net.block(state)
-        return solves[-1].evaluations
+        return int(solves[-1].evaluations)
 
     def _way(self, name: str, size: int, rtol: float) -> Way:
         if name in (FIELD, FIELD_OPERATORS):
@@ -194,7 +194,7 @@ class Steps(PairStudy):
 
         def step() -> None:
             rest()
-            for _ in range(solves[-1].evaluations):
+            for _ in range(int(solves[-1].evaluations)):
                 torch.autograd.grad(net.block.field(zero, state), (state, *net.block.field.parameters()), cotangent)
 
         return self._timed(step)

@@ -1,0 +1,53 @@
+"""Whether a field computes each image's dy/dt from its own time and state alone, as `per_sample` needs."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from odenet_lightning.solvers.evaluation import FieldError, evaluate, name_of
+from odenet_lightning.solvers.problem import Problem, VectorField
+
+# how far an image's dy/dt may differ, relative to the largest: rounding of other kernels, in 16 bits under autocast
+AGREEMENT, AUTOCAST_AGREEMENT = 1e-3, 1e-1
+_found_sound: "WeakKeyDictionary[Any, set[bool]]" = WeakKeyDictionary()  # in evaluation, in training
+
+
+def refuse_shared_time(problem: Problem) -> None:
+    """Refuse a field that mixes images or their times, once for each field; three evaluations of one or two images.
+
+    Compares f of two images at two times, given as `[2, 1, ...]`, with f of each image at its time, a scalar.
+
+    Raises:
+        FieldError: with the field's name and what to do.
+    """
+    field = problem.field
+    mode = bool(getattr(field, "training", False))
+    if getattr(field, "of_each_image", False) or mode in _found_sound.get(field, ()):
+        return
+    y = problem.y0.detach()
+    y = torch.cat([y[:1], y[-1:] / 2])
+    times = torch.tensor([0.25, 0.75], dtype=torch.float64) * (problem.t1 - problem.t0) + problem.t0
+    t = times.to(y.dtype).to(y.device).view(-1, *[1] * (y.dim() - 1))
+    try:
+        with torch.no_grad():
+            both = evaluate(field, t, y)
+            alone = torch.cat(
+                [evaluate(field, float(time), image) for time, image in zip(times, y.split(1), strict=True)]
+            )
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise refusal(field, f"it fails: {str(error).strip().splitlines()[0]}") from error
+    autocast = torch.is_autocast_enabled(y.device.type)
+    off = float((both - alone).abs().max() / alone.abs().max().clamp(min=torch.finfo(y.dtype).tiny))
+    if off > (AUTOCAST_AGREEMENT if autocast else AGREEMENT):
+        raise refusal(field, f"an image's dy/dt then differs by {off:.1%} from that of the image alone")
+    _found_sound.setdefault(field, set()).add(mode)
+
+
+def refusal(field: VectorField, why: str) -> FieldError:
+    """The error, with what to do."""
+    return FieldError(
+        f"{name_of(field)} cannot be evaluated for each image at its own time, t of shape [B, 1, ...], as per_sample "
+        f"needs: {why}. Let t broadcast (t * y, t.expand_as(y[:, :1])) and no image depend on another (no BatchNorm in "
+        "training), or leave per_sample out"
+    )

@@ -1,0 +1,251 @@
+"""Steps under error control of each image by itself: a time, a step size, an acceptance and an end of its own.
+
+The controller's numbers are on the host, in float64, one for each image that is not yet at t1: an attempted step
+costs one device-to-host synchronisation, for the images' error ratios. An image at t1 leaves the batch; one whose step
+is rejected tries again beside those that go on.
+
+Source: Lienen and Guennemann, "torchode: A Parallel ODE Solver for PyTorch", 2022, arXiv:2210.12375.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from odenet_lightning.solvers.evaluation import evaluate, host_values
+from odenet_lightning.solvers.first_step import guess_first_step
+from odenet_lightning.solvers.own_time import refuse_shared_time
+from odenet_lightning.solvers.problem import (
+    ImageStats,
+    Norm,
+    Problem,
+    Solution,
+    SolverError,
+    SolveStats,
+    Step,
+    rms_norm,
+)
+from odenet_lightning.solvers.runge_kutta import RungeKutta, fused_step, plan_of
+from odenet_lightning.solvers.stopping import NOT_FINITE, TOO_SMALL, smallest_step, stopped
+
+if TYPE_CHECKING:
+    from odenet_lightning.solvers.adaptive import AdaptiveRungeKutta
+
+
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """Numbers of the images as `[B, 1, ...]`, in the precision and on the device of a state."""
+    return values.to(like.dtype).to(like.device, non_blocking=True).view(-1, *[1] * (like.dim() - 1))
+
+
+def norm_of_each(norm: Norm) -> Norm:
+    """A norm of one image as a norm of each, `[B, 1, ...]`."""
+
+    def of_each(x: Tensor) -> Tensor:
+        flat = x.reshape(len(x), -1)
+        sizes = flat.square().mean(1).sqrt() if norm is rms_norm else torch.vmap(norm)(x)
+        return sizes.view(-1, *[1] * (x.dim() - 1))
+
+    return of_each
+
+
+class PerSampleSolve:
+    """The state of one solve: where each image is, what it has cost, what it would try next.
+
+    Attributes:
+        images: places in the batch of those still on their way; t and h are theirs, all else is of all images.
+    """
+
+    def __init__(self, method: "AdaptiveRungeKutta", problem: Problem) -> None:
+        self.method, self.problem = method, problem
+        self.norm = norm_of_each(problem.norm)
+        self.sign = 1.0 if problem.t1 > problem.t0 else -1.0
+        self.span = abs(problem.t1 - problem.t0)
+        count = len(problem.y0)
+        self.images = torch.arange(count)
+        self.t = torch.full((count,), problem.t0, dtype=torch.float64)
+        self.begun = self.attempts = 0  # evaluations before the first step, and steps tried
+        self.evaluations, self.accepted = torch.zeros(2, count, dtype=torch.long)
+        self.smallest, self.last, self.next = torch.full((3, count), torch.inf, dtype=torch.float64)
+        self.steps: list[Step] = []
+        self.ended: list[tuple[Tensor, Tensor]] = []
+
+    def run(self) -> Solution:
+        """Step until every image is at t1."""
+        problem = self.problem
+        y, k0 = problem.y0, evaluate(problem.field, problem.t0, problem.y0)
+        self.begun = 1
+        refuse_shared_time(problem)
+        h = self.first_steps(k0)
+        while True:
+            left = self.sign * (problem.t1 - self.t)
+            is_last = 1.01 * h >= left
+            h = torch.where(is_last, left, h)
+            self.check(y, h)
+            step = Step(column(self.t, y), column(self.sign * h, y), y)
+            y1, ks, ratio = self.attempt(step, k0)
+            if not (is_finite := bool(ratio.isfinite().all())):
+                self.refuse_infinite(y, k0, h)
+            accepted, grown = ratio <= 1.0, h * self.factors(ratio)
+            arrived = accepted & is_last
+            self.count(h, grown, accepted, arrived)
+            self.keep(step, y1, ks, accepted)
+            y, k0 = self.chosen(step, (y1, ks[-1]), k0, accepted, is_finite)
+            self.t, h = torch.where(accepted, self.t + self.sign * h, self.t), grown
+            if arrived.any():
+                self.ended.append((self.images[arrived], taken(y, arrived)))
+                self.images, self.t, h = self.images[~arrived], self.t[~arrived], h[~arrived]
+                if not len(self.images):
+                    return Solution(self.together(), self.stats(), self.steps)
+                y, k0 = taken(y, ~arrived), taken(k0, ~arrived)
+
+    def attempt(self, step: Step, k0: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Try a step: the new states, the stages, of which a kernel gives the last alone, and the error ratios."""
+        method, problem = self.method, self.problem
+        self.attempts += 1
+        if problem.norm is rms_norm and problem.observe is None:
+            tolerance = (method.rtol, method.atol)
+            fused = fused_step(problem.field, plan_of(method.tableau, True), step.h, step.y, k0, tolerance)
+            if fused is not None and fused.k_last is not None:
+                return fused.y1, [fused.k_last], fused.error_ratios
+        y1, ks = method.step(problem.field, step.t, step.h, step.y, k0, with_end=True)
+        return y1, ks, host_values(method.error_ratio(step.y, y1, ks, step.h, self.norm))
+
+    def first_steps(self, k0: Tensor) -> Tensor:
+        """Sizes of the first steps; one synchronisation where they are guessed."""
+        problem, method = self.problem, self.method
+        first = problem.warm_step if method.first_step == "warm" else method.first_step
+        if isinstance(first, float | int):
+            return torch.full_like(self.t, min(float(first), self.span))
+        h = host_values(guess_first_step(method, problem, k0, self.norm))
+        self.begun = 2
+        if not h.isfinite().all():
+            raise self.error(problem.y0, h, ~h.isfinite(), NOT_FINITE)
+        return h
+
+    def check(self, y: Tensor, h: Tensor) -> None:
+        """Refuse another attempt that is beyond a limit."""
+        method, problem = self.method, self.problem
+        if bool((tiny := h <= smallest_step(y, problem.t0, problem.t1)).any()):
+            raise self.error(y, h, tiny, TOO_SMALL)
+        every = torch.ones_like(tiny)
+        if self.attempts >= method.max_steps:
+            raise self.error(y, h, every, f"max_steps = {method.max_steps} steps were not enough")
+        if self.spent(self.attempts + 1) > problem.max_nfe:
+            raise self.error(y, h, every, f"max_nfe = {problem.max_nfe} evaluations were not enough")
+
+    def spent(self, attempts: int) -> int:
+        """Evaluations of an image that has tried so many steps."""
+        return self.begun + attempts * len(self.method.tableau.c)
+
+    def refuse_infinite(self, y: Tensor, k0: Tensor, h: Tensor) -> None:
+        """Refuse an image whose step starts with a slope that is NaN or infinite: no smaller one would help."""
+        largest = host_values(k0.reshape(len(k0), -1).abs().amax(1))
+        if not largest.isfinite().all():
+            raise self.error(y, h, ~largest.isfinite(), NOT_FINITE)
+
+    def factors(self, ratio: Tensor) -> Tensor:
+        """How much larger the images' next steps may be; see `AdaptiveRungeKutta.step_factor`."""
+        method = self.method
+        lowest = torch.where(ratio < 1.0, 1.0, method.min_factor)
+        wanted = (method.safety / ratio ** (1 / method.tableau.order)).nan_to_num(nan=0.0)
+        return torch.maximum(wanted, lowest).clamp(max=method.max_factor)
+
+    def count(self, h: Tensor, grown: Tensor, accepted: Tensor, arrived: Tensor) -> None:
+        """Note an attempt."""
+        whose = self.images[accepted]
+        self.smallest[whose] = torch.minimum(self.smallest[whose], h[accepted])
+        self.last[whose] = h[accepted]
+        new = self.next[whose].isinf()
+        self.next[whose[new]] = grown[accepted][new].clamp(max=self.span)
+        self.accepted[whose] += 1
+        self.evaluations[self.images[arrived]] = self.spent(self.attempts)
+
+    def keep(self, step: Step, y1: Tensor, ks: list[Tensor], accepted: Tensor) -> None:
+        """Hand on the accepted part of a step to those who want it."""
+        problem = self.problem
+        if (problem.record is None and problem.observe is None) or not accepted.any():
+            return
+        whole = len(self.images) == len(problem.y0) and bool(accepted.all())
+        images = None if whole else self.images[accepted].to(step.y.device, non_blocking=True)
+        step = replace(part(step, accepted), images=images)
+        if problem.record is not None:
+            self.steps.append(problem.record(step))
+        if problem.observe is not None:
+            problem.observe(step, taken(y1, accepted), [taken(k, accepted) for k in ks])
+
+    def chosen(
+        self, step: Step, result: tuple[Tensor, Tensor], k0: Tensor, accepted: Tensor, is_finite: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Each image's state and slope: the new ones where its step was accepted."""
+        (y1, k1), y = result, step.y
+        if accepted.all():
+            return y1, k1
+        if is_finite or not y1.requires_grad:
+            mask = column(accepted, y).bool()
+            return torch.where(mask, y1, y), torch.where(mask, k1, k0)
+        if not accepted.any():
+            return y, k0
+        # a rejected step's NaN would be one in the parameters' gradients: the others' steps are done again without it
+        rows, right = torch.nonzero(accepted).flatten().to(y.device), part(step, accepted)
+        y1, ks = self.method.step(self.problem.field, right.t, right.h, right.y, taken(k0, accepted), with_end=True)
+        return y.index_copy(0, rows, y1), k0.index_copy(0, rows, ks[-1])
+
+    def together(self) -> Tensor:
+        """The states at t1 in the batch's order."""
+        images, states = zip(*self.ended, strict=True)
+        if len(states) == 1:
+            return states[0].clone()  # a kernel keeps it, and a later layer may change it
+        return torch.cat(states)[torch.cat(images).argsort().to(states[0].device, non_blocking=True)]
+
+    def stats(self) -> SolveStats:
+        """The cost of each image, and their mean."""
+        rejected = (self.evaluations - self.begun) // len(self.method.tableau.c) - self.accepted
+        each = ImageStats(self.evaluations, self.accepted, rejected)
+        evaluations, accepted, mean_rejected = (float(x.double().mean()) for x in vars(each).values())
+        return SolveStats(
+            evaluations,
+            accepted,
+            mean_rejected,
+            smallest_step=float(self.smallest.min()),
+            last_step=float(self.last.mean()),
+            next_step=float(self.next.median()),
+            images=each,
+        )
+
+    def error(self, y: Tensor, h: Tensor, which: Tensor, what: str) -> SolverError:
+        """About the first of the images that are meant."""
+        row, method = int(torch.nonzero(which)[0]), self.method
+        name = f"{type(method).__name__} at image {int(self.images[row])} of the batch"
+        at = (float(self.t[row]), float(h[row]))
+        return stopped(name, (method.rtol, method.atol), at, y[row], self.spent(self.attempts), what)
+
+
+def taken(x: Tensor, which: Tensor) -> Tensor:
+    """The rows of those images that are meant, by a mask on the host; itself where all are."""
+    return x if which.all() else x[torch.nonzero(which).flatten().to(x.device, non_blocking=True)]
+
+
+def part(step: Step, which: Tensor) -> Step:
+    """A step of some of its images."""
+    assert isinstance(step.t, Tensor)
+    assert isinstance(step.h, Tensor)
+    return Step(taken(step.t, which), taken(step.h, which), taken(step.y, which))
+
+
+def state_of_each(method: RungeKutta, problem: Problem, solution: Solution, time: float) -> Tensor:
+    """The images' states at a time within the interval; see `Solver.state_at`."""
+    y = solution.y.clone()
+    missing = torch.ones(len(y), dtype=torch.bool, device=y.device)
+    for step in solution.steps:
+        images = torch.arange(len(y), device=y.device) if step.images is None else step.images
+        assert isinstance(step.t, Tensor)
+        assert isinstance(step.h, Tensor)
+        fraction = ((time - step.t) / step.h).flatten()
+        inside = torch.nonzero((fraction <= 1.0) & missing[images]).flatten()
+        if len(inside):
+            x = column(fraction[inside], y)
+            here = Step(step.t[inside], step.h[inside], step.y[inside], x)
+            y[images[inside]] = method.replay(problem.field, here)
+            missing[images[inside]] = False
+    return y
