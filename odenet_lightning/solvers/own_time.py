@@ -49,5 +49,5 @@ def refusal(field: VectorField, why: str) -> FieldError:
     return FieldError(
         f"{name_of(field)} cannot be evaluated for each image at its own time, t of shape [B, 1, ...], as per_sample "
         f"needs: {why}. Let t broadcast (t * y, t.expand_as(y[:, :1])) and no image depend on another (no BatchNorm in "
-        "training), or leave per_sample out"
+        "training), or leave per_sample out (in validate, test and predict: --evaluation.per_sample false)"
     )
