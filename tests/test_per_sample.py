@@ -58,12 +58,12 @@ def states(count: int = 8, seed: int = 0) -> Tensor:
 def test_logits_of_an_image_do_not_depend_on_the_others(tolerance: float, first_step: Any) -> None:
     torch.manual_seed(0)
     solver = Dopri5(tolerance, tolerance, first_step=first_step, per_sample=True)
-    net = ODENet(channels=6, solver=solver).double().eval()
+    net = ODENet(channels=2, solver=solver).double().eval()
     net.block.warm_step = 0.3
     images = torch.rand(100, 1, 28, 28, dtype=torch.float64) * torch.logspace(-1, 1, 100)[:, None, None, None]
     with recorded_solves(net) as solves:
         together = net(images)
-        places = range(0, 100, 9)
+        places = range(0, 100, 33)
         alone = torch.cat([net(images[place : place + 1]) for place in places])
     assert float((together[list(places)] - alone).abs().max()) <= 1e-12
     assert solves[0].images is not None
