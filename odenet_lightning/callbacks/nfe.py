@@ -122,8 +122,8 @@ class EvaluationCounts(Callback):
             return
         if trainer.strategy.reduce_boolean_decision(self.exceeded, all=False):
             rank_zero_warn(
-                f"a step cost more evaluations than the budget of {self.budget} ({evaluations:g} here): ending the run; "
-                "try a smaller learning rate, more weight decay, looser tolerances or a fixed step"
+                f"a step cost more evaluations than the budget of {self.budget} ({evaluations:g} here): ending the "
+                "run; try a smaller learning rate, more weight decay, looser tolerances or a fixed step"
             )
             trainer.should_stop = True
 
