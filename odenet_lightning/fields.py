@@ -47,7 +47,7 @@ class Field(nn.Module, ABC):
         """Evaluate the field.
 
         Args:
-            t: time, a scalar tensor.
+            t: time, a scalar tensor; of each image, `[B, 1, 1, 1]`, where a solver solves each by itself.
             y: state, any shape; a batch of images is `[B, C, H, W]`.
 
         Returns:

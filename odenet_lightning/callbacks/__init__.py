@@ -3,6 +3,7 @@
 from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.callbacks.coarse_start import CoarseStart
 from odenet_lightning.callbacks.epoch_lines import EpochLines
+from odenet_lightning.callbacks.evaluation import Evaluation
 from odenet_lightning.callbacks.event_file import EventFile, flatten
 from odenet_lightning.callbacks.is_ode import IsODE
 from odenet_lightning.callbacks.nfe import EvaluationCounts
@@ -16,6 +17,7 @@ from odenet_lightning.trainer import datamodule
 __all__ = [
     "CoarseStart",
     "EpochLines",
+    "Evaluation",
     "EvaluationCounts",
     "EventFile",
     "IsODE",

@@ -16,6 +16,8 @@ from odenet_lightning.trainer import is_shown, is_written
 class EvaluationCounts(Callback):
     """Logs evaluations of the field (NFE), summed over a network's ODE blocks.
 
+    Where each image is solved by itself, they are the mean over the images: what the batch costs.
+
     `nfe/forward`, `nfe/backward`: per batch in training, averaged over all batches since they were last
     written, also those of the epoch before; `nfe/backward` only where the gradient method evaluates the field in
     the backward pass. `nfe/val_forward`: per batch in validation, averaged over all of its batches.
@@ -112,7 +114,7 @@ class EvaluationCounts(Callback):
     def _keep_budget(self, trainer: Trainer, evaluations: float) -> None:
         if self.budget / 2 < evaluations <= self.budget and not self.warned:
             self.warned = True
-            rank_zero_warn(f"a step cost {evaluations} evaluations of the field; the run ends beyond {self.budget}")
+            rank_zero_warn(f"a step cost {evaluations:g} evaluations of the field; the run ends beyond {self.budget}")
         self.exceeded = self.exceeded or evaluations > self.budget
         # every process must end together, whichever of them has the hard batch; asking at every step costs several
         # processes some of their speed
@@ -120,8 +122,8 @@ class EvaluationCounts(Callback):
             return
         if trainer.strategy.reduce_boolean_decision(self.exceeded, all=False):
             rank_zero_warn(
-                f"a step cost more evaluations than the budget of {self.budget} ({evaluations} here): ending the run; "
-                "try a smaller learning rate, more weight decay, looser tolerances or a fixed step"
+                f"a step cost more evaluations than the budget of {self.budget} ({evaluations:g} here): ending the "
+                "run; try a smaller learning rate, more weight decay, looser tolerances or a fixed step"
             )
             trainer.should_stop = True
 

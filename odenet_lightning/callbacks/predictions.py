@@ -60,7 +60,7 @@ class PredictionWriter(Callback):
             for path, digit, confidence in zip(paths, digits.tolist(), confidences.tolist(), strict=False):
                 writer.writerow([str(path), digit, f"{confidence:.4f}"])
         contact_sheet(images, names, digits.tolist(), confidences.tolist()).savefig(folder / "predictions.png")
-        if any(block.solver.controls_error for block in classifier(pl_module).net.ode_blocks):
+        if any(block.solver.couples_images for block in classifier(pl_module).net.ode_blocks):
             print(
                 "note: the solver chooses one step size for a whole batch, so confidences may depend on the other "
                 "images of the batch"

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from odenet_lightning.callbacks import (
     EpochLines,
+    Evaluation,
     EvaluationCounts,
     EventFile,
     IsODE,
@@ -91,6 +92,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(EvaluationCounts, "nfe")
         parser.add_lightning_class_args(IsODE, "is_ode")
+        parser.add_lightning_class_args(Evaluation, "evaluation")
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

@@ -161,8 +161,8 @@ class _Backwards:
         self, solver: AdaptiveRungeKutta, y0: Tensor, y1: Tensor, cotangent: Tensor, params: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor | None]]:
         """`gradients` by a second solve of each image by itself."""
-        sizes = torch.vmap(size_of)(cotangent) if self.settings.normalise else torch.ones_like(cotangent[:, None].sum())
-        scale = sizes.expand(len(y1)).view(-1, *[1] * (y1.dim() - 1))
+        sizes = torch.vmap(size_of)(cotangent) if self.settings.normalise else cotangent.new_ones(len(y1))
+        scale = sizes.view(-1, *[1] * (y1.dim() - 1))
         if not scale.isfinite().all():
             return cotangent * torch.nan, [p * torch.nan if p.requires_grad else None for p in params]
         each = EachAdjoint(solver, self.field, params, scale)

@@ -114,7 +114,9 @@ class AdaptiveRungeKutta(RungeKutta):
         return self.controls_error and self.per_sample and y.dim() > 0
 
     def by_sample(self) -> Solver:
-        """Return a copy that solves each image by itself."""
+        """Return a copy that solves each image by itself; itself where it does not couple them."""
+        if not self.couples_images:
+            return self
         twin = copy.copy(self)
         twin.per_sample = True
         return twin

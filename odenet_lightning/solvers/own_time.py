@@ -5,7 +5,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from odenet_lightning.solvers.evaluation import FieldError, evaluate, name_of
+from odenet_lightning.solvers.evaluation import FieldError, evaluate, name_of, random_states
 from odenet_lightning.solvers.problem import Problem, VectorField
 
 # how far an image's dy/dt may differ, relative to the largest: rounding of other kernels, in 16 bits under autocast
@@ -27,6 +27,7 @@ def refuse_shared_time(problem: Problem) -> None:
         return
     y = problem.y0.detach()
     y = torch.cat([y[:1], y[-1:] / 2])
+    random = random_states(y.device)
     times = torch.tensor([0.25, 0.75], dtype=torch.float64) * (problem.t1 - problem.t0) + problem.t0
     t = times.to(y.dtype).to(y.device).view(-1, *[1] * (y.dim() - 1))
     try:
@@ -37,11 +38,14 @@ def refuse_shared_time(problem: Problem) -> None:
             )
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise refusal(field, f"it fails: {str(error).strip().splitlines()[0]}") from error
+    if not all(map(torch.equal, random, random_states(y.device))):
+        return  # for `refusing_randomness` to say
     autocast = torch.is_autocast_enabled(y.device.type)
     off = float((both - alone).abs().max() / alone.abs().max().clamp(min=torch.finfo(y.dtype).tiny))
     if off > (AUTOCAST_AGREEMENT if autocast else AGREEMENT):
         raise refusal(field, f"an image's dy/dt then differs by {off:.1%} from that of the image alone")
-    _found_sound.setdefault(field, set()).add(mode)
+    if off == off:  # else it is NaN, and may be another time
+        _found_sound.setdefault(field, set()).add(mode)
 
 
 def refusal(field: VectorField, why: str) -> FieldError:
@@ -49,5 +53,5 @@ def refusal(field: VectorField, why: str) -> FieldError:
     return FieldError(
         f"{name_of(field)} cannot be evaluated for each image at its own time, t of shape [B, 1, ...], as per_sample "
         f"needs: {why}. Let t broadcast (t * y, t.expand_as(y[:, :1])) and no image depend on another (no BatchNorm in "
-        "training), or leave per_sample out"
+        "training), or leave per_sample out (in validate, test and predict: --evaluation.per_sample false)"
     )
