@@ -283,9 +283,10 @@ def test_another_solver_is_refused_by_name(solver: Solver, mode: Any) -> None:
 
 def test_noise_is_the_forward_pass_s() -> None:
     solver = Reversible(Midpoint(num_steps=3))
-    results = []
-    for gradient in (Backprop(), ReversibleGradient(), Checkpoint()):
-        results.append([*grads_of(made(Noisy, solver, gradient), start()), torch.rand(3)])
+    results = [
+        [*grads_of(made(Noisy, solver, gradient), start()), torch.rand(3)]
+        for gradient in (Backprop(), ReversibleGradient(), Checkpoint())
+    ]
     for other in results[1:]:
         for one, found in zip(results[0], other, strict=True):
             torch.testing.assert_close(one, found, rtol=1e-4, atol=1e-6)
