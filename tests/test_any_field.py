@@ -2,7 +2,7 @@
 
 Fields are made at random out of what people write: time, dropout, buffers, operations in place, tensors that are no
 parameters, shared and frozen parameters, blocks within fields, one block used twice. The truth is a finite difference
-for `Backprop`, and `Backprop` for the other two. `Adjoint` is held to what it says of itself: the solver's own error
+for `Backprop`, and `Backprop` for the others. `Adjoint` is held to what it says of itself: the solver's own error
 and by how much it missed y0, which it warns of where that is most of it. A norm over a batch of four contracts that
 strongly.
 """
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient, GradientError
+from odenet_lightning.gradients import Reversible as ReversibleGradient
 from odenet_lightning.solvers import (
     RK4,
     Bosh3,
@@ -25,6 +26,8 @@ from odenet_lightning.solvers import (
     FieldError,
     Heun,
     Midpoint,
+    Reversible,
+    RungeKutta,
     Solver,
     SolverError,
     TorchDiffEq,
@@ -42,10 +45,11 @@ SOLVERS: list[tuple[Solver, float]] = [
     (Dopri5(1e-8, 1e-8, first_step="warm"), 1e-4),
     (Tsit5(1e-8, 1e-8), 1e-4),
     (Dopri5(1e-8, 1e-8, first_step="warm", per_sample=True), 1e-4),
+    (Reversible(Midpoint(num_steps=40), 0.99), 5e-3),
     (TorchDiffEq("dopri5", 1e-8, 1e-8), 1e-4),
     (TorchDiffEq("rk4", options={"step_size": 1 / 16}), 1e-4),
 ]
-GRADIENTS: list[Gradient] = [Backprop(), Checkpoint(), Adjoint()]
+GRADIENTS: list[Gradient] = [Backprop(), Checkpoint(), Checkpoint(slots=3), ReversibleGradient(), Adjoint()]
 TRAITS = ("timed", "dropout", "buffer", "batch norm", "in place", "outer", "shared", "frozen", "unused", "nested")
 REFUSED = {"dropout", "in place", "outer"}  # traits without which nothing may be refused
 MIXES = {"batch norm"}  # images, which `per_sample` refuses
@@ -141,6 +145,8 @@ def outcome(seed: int) -> str:
     draw = random.Random(seed)
     solver, slack = SOLVERS[seed % len(SOLVERS)]
     gradient = GRADIENTS[seed // len(SOLVERS) % len(GRADIENTS)]
+    if isinstance(gradient, ReversibleGradient) and isinstance(solver, RungeKutta):
+        solver = Reversible(solver)
     traits = {trait for trait in TRAITS if draw.random() < 0.2}
     uses, y0 = draw.choice((1, 1, 2)), torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(seed)).double()
     case = f"seed {seed}: {solver!r}, {gradient!r}, {sorted(traits)}, used {uses} times"
@@ -151,8 +157,13 @@ def outcome(seed: int) -> str:
             warnings.simplefilter("always")
             _, found = gradient_of(block, y0, uses)
     except (FieldError, GradientError) as error:
-        refused = REFUSED | MIXES if getattr(solver, "per_sample", False) else REFUSED
-        return "refused" if traits & refused else pytest.fail(f"{case}: refused without a reason: {error}")
+        each = getattr(solver, "per_sample", False)
+        unfit = isinstance(gradient, ReversibleGradient) and (
+            not isinstance(solver, Reversible) or ("batch norm" in traits and "cannot be trusted" in str(error))
+        )
+        unfit = unfit or (each and gradient == Checkpoint(slots=3))
+        refused = REFUSED | MIXES if each else REFUSED
+        return "refused" if traits & refused or unfit else pytest.fail(f"{case}: refused without a reason: {error}")
     except SolverError as error:  # too stiff for the steps that it may take
         return "refused" if "batch norm" in traits else pytest.fail(f"{case}: {error}")
     if isinstance(gradient, Backprop):
@@ -161,7 +172,7 @@ def outcome(seed: int) -> str:
         assert along == pytest.approx(expected, rel=1e-4, abs=1e-4), case
         return "right"
     truth = gradient_of(made(traits, solver, Backprop(), seed), y0, uses)[1]
-    if isinstance(gradient, Checkpoint):
+    if isinstance(gradient, Checkpoint | ReversibleGradient):
         assert off_by(found, truth) <= 1e-10, case
         return "right"
     missed = max(cost.backward.y0_error for cost in costs)
@@ -170,13 +181,13 @@ def outcome(seed: int) -> str:
     return "right"
 
 
-@pytest.mark.parametrize("first", range(0, 120, 30))
+@pytest.mark.parametrize("first", range(0, 110, 22))
 def test_right_or_refused(first: int) -> None:
-    outcomes = [outcome(seed) for seed in range(first, first + 30)]
+    outcomes = [outcome(seed) for seed in range(first, first + 22)]
     assert {"right", "refused"} == set(outcomes)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(120, 2_400, 120))
+@pytest.mark.parametrize("first", range(110, 2_200, 110))
 def test_right_or_refused_at_length(first: int) -> None:
-    assert {"right", "refused"} == {outcome(seed) for seed in range(first, first + 120)}
+    assert {"right", "refused"} == {outcome(seed) for seed in range(first, first + 110)}

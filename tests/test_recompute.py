@@ -27,8 +27,8 @@ from odenet_lightning.solvers import (
     TorchDiffEq,
 )
 
-GRADIENTS: list[Gradient] = [Backprop(), Checkpoint(), Adjoint()]
-REDOING: list[Gradient] = [Checkpoint(), Adjoint()]
+GRADIENTS: list[Gradient] = [Backprop(), Checkpoint(), Checkpoint(slots=2), Adjoint()]
+REDOING: list[Gradient] = [Checkpoint(), Checkpoint(slots=2), Adjoint()]
 each_gradient = pytest.mark.parametrize("gradient", GRADIENTS, ids=repr)
 each_that_redoes = pytest.mark.parametrize("gradient", REDOING, ids=repr)
 SHAPE = (4, 6, 8, 8)

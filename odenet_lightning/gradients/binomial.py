@@ -65,6 +65,11 @@ class Kept:
         return self.node.saved_tensors[0].detach()
 
 
+def graph_is_kept() -> bool:
+    """Whether the backward pass that runs has retain_graph=True, so that another one may follow."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def backwards(
     y0: Tensor, kept: list[Kept], steps: int, slots: int, take: Callable[[int, Tensor], Tensor]
 ) -> Iterator[tuple[int, Tensor]]:

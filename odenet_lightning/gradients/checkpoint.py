@@ -14,7 +14,7 @@ from odenet_lightning.gradients.base import (
     refusing_transforms,
     vector_jacobian,
 )
-from odenet_lightning.gradients.binomial import Kept, backwards, places
+from odenet_lightning.gradients.binomial import Kept, backwards, graph_is_kept, places
 from odenet_lightning.gradients.recompute import (
     Recomputation,
     Surroundings,
@@ -127,9 +127,9 @@ class _Taken:
         self.ends.reverse()
 
     def backwards(self, y0: Tensor, take: Callable[[int, Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """See `binomial.backwards`; a second pass (retain_graph=True) with slots has nothing but y0 to start from."""
+        """See `binomial.backwards`."""
         slots = self.slots or len(self.steps) + 1
-        return backwards(y0, list(self.kept) if self.slots is None else self.kept, len(self.steps), slots, take)
+        return backwards(y0, list(self.kept) if graph_is_kept() else self.kept, len(self.steps), slots, take)
 
 
 class _Replay(torch.autograd.Function):

@@ -13,6 +13,7 @@ from odenet_lightning.gradients.base import (
     refusing_transforms,
     vector_jacobian,
 )
+from odenet_lightning.gradients.binomial import Kept, graph_is_kept
 from odenet_lightning.gradients.recompute import (
     Recomputation,
     Surroundings,
@@ -93,10 +94,10 @@ class _Undo(torch.autograd.Function):
     ) -> Tensor:
         (pair,) = solved
         ctx.solver, ctx.field, ctx.steps, ctx.start = solver, field, pair.steps, sample(y0)
+        ctx.save_for_backward(*params)
         if not pair.steps:
-            ctx.save_for_backward(y0, *params)
             return y0.clone()
-        ctx.save_for_backward(pair.y, *params)
+        ctx.end, ctx.pair = sample(pair.y[0]), [Kept(0, state.clone()) for state in pair.y]
         return pair.y[0].clone()  # a later layer may change it in place
 
     @staticmethod
@@ -104,13 +105,16 @@ class _Undo(torch.autograd.Function):
         refuse_second_derivatives("Reversible")
         (by_y,) = cotangents
         field, method, c = ctx.field, ctx.solver.method, ctx.solver.coupling
-        pair, *saved = ctx.saved_tensors
+        saved = ctx.saved_tensors
         if not ctx.steps:
             return (*[None] * 3, by_y, *[None] * len(saved))
+        y, z = (kept.state for kept in ctx.pair)
+        if not graph_is_kept():
+            ctx.pair = None  # they make room for the earlier states
         params = field.tensors(saved)
         totals: list[Tensor | None] = [None] * len(params)
         now = Surroundings.of(field, by_y)
-        (y, z), by_z = pair, torch.zeros_like(by_y)
+        by_z = torch.zeros_like(by_y)
         for number, step in reversed(list(enumerate(ctx.steps))):
             is_from_z = number % 2 == 0
             with field.as_at(step.context):
@@ -127,7 +131,7 @@ class _Undo(torch.autograd.Function):
                 z = z - y + end
                 by_y = by_y + by_z + by_state
         now.set_random()
-        refuse_lost_start(field, method, ctx.start, sample(pair[0]), (y, z))
+        refuse_lost_start(field, method, ctx.start, ctx.end, (y, z))
         return (*[None] * 3, by_y + by_z if ctx.needs_input_grad[3] else None, *totals)
 
 
