@@ -145,7 +145,8 @@ def outcome(seed: int) -> str:
     draw = random.Random(seed)
     solver, slack = SOLVERS[seed % len(SOLVERS)]
     gradient = GRADIENTS[seed // len(SOLVERS) % len(GRADIENTS)]
-    if isinstance(gradient, ReversibleGradient) and isinstance(solver, RungeKutta):
+    each = getattr(solver, "per_sample", False)
+    if isinstance(gradient, ReversibleGradient) and isinstance(solver, RungeKutta) and not each:
         solver = Reversible(solver)
     traits = {trait for trait in TRAITS if draw.random() < 0.2}
     uses, y0 = draw.choice((1, 1, 2)), torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(seed)).double()
@@ -157,7 +158,6 @@ def outcome(seed: int) -> str:
             warnings.simplefilter("always")
             _, found = gradient_of(block, y0, uses)
     except (FieldError, GradientError) as error:
-        each = getattr(solver, "per_sample", False)
         unfit = isinstance(gradient, ReversibleGradient) and (
             not isinstance(solver, Reversible) or ("batch norm" in traits and "cannot be trusted" in str(error))
         )
@@ -172,10 +172,10 @@ def outcome(seed: int) -> str:
         assert along == pytest.approx(expected, rel=1e-4, abs=1e-4), case
         return "right"
     truth = gradient_of(made(traits, solver, Backprop(), seed), y0, uses)[1]
-    if isinstance(gradient, Checkpoint | ReversibleGradient):
-        assert off_by(found, truth) <= 1e-10, case
-        return "right"
     missed = max(cost.backward.y0_error for cost in costs)
+    if isinstance(gradient, Checkpoint | ReversibleGradient):
+        assert off_by(found, truth) <= 1e-10 + 30 * missed, case  # missed: 0 under Checkpoint
+        return "right"
     assert any("misses y0 by more than half" in str(warning.message) for warning in said) == (missed > 0.5), case
     assert missed > 0.5 or off_by(found, truth) <= slack + 3 * missed, case
     return "right"

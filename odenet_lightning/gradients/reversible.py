@@ -26,7 +26,7 @@ from odenet_lightning.solvers import Problem, Solution, Solver, Step, rms_norm
 from odenet_lightning.solvers import Reversible as ReversibleSolver
 
 # how far the recomputed y0 may be off: rounding, of 16 bits under autocast
-AGREEMENT, AUTOCAST_AGREEMENT = 1e-2, 1e-1
+AGREEMENT, AUTOCAST_AGREEMENT = 1e-3, 1e-1
 
 
 class Reversible(Gradient):
@@ -40,7 +40,7 @@ class Reversible(Gradient):
     Memory: two states and one step's intermediate results, whatever the number of steps. Time: each accepted step of
     Phi once more. Random numbers (dropout, with fixed steps) and buffers are as in the forward pass; while a field
     draws some, or has some, they are kept with each step. `SolveStats.backward.y0_error` is the relative error of the
-    recomputed y0; above 1 % the gradient is refused.
+    recomputed y0; above 0.1 % the gradient is refused.
 
     Not with another solver, nor for fields that contract strongly, for higher derivatives or `torch.func`. Where
     memory allows, `Checkpoint` with Phi as the solver is as exact, and stable, in half the evaluations.
