@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: forward, backward, clipping and the optimiser's step in one launch."""
+"""Training steps as CUDA graphs: augmentation, forward, backward, clipping and the optimiser's step in one launch."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager

@@ -22,7 +22,7 @@ from odenet_lightning.optimizers import learning_rates
 from odenet_lightning.schedules import Schedule, refuse_unknown, scheduler_of
 from odenet_lightning.skipping import OnSolverError, Skips
 from odenet_lightning.solvers import SolverError
-from odenet_lightning.trainer import is_shown
+from odenet_lightning.trainer import datamodule, is_shown
 from odenet_lightning.unsupported import refuse_unsupported
 
 Batch = tuple[Tensor, Tensor]
@@ -104,6 +104,10 @@ class ClassifierModule(Restorable):
 
     def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the logits that it is of."""
+        data = datamodule(self.trainer)
+        if data is not None and data.hands_out_pixels:
+            with torch.autocast(images.device.type, enabled=False):
+                images = data.prepare(images, is_training=True)
         logits = self(images)
         return F.cross_entropy(logits, labels), logits
 
@@ -168,6 +172,9 @@ class ClassifierModule(Restorable):
             compile_network(self.net, self.trainer.strategy.root_device)
             self.compiles = False  # once
         self.graphs = StepGraphs(self, self.net, self._losses) if self.wants_graphs and stage == "fit" else None
+        data = datamodule(self.trainer)
+        if data is not None:  # a graph takes their preparation along
+            data.hands_out_pixels = self.graphs is not None
 
     @override
     def teardown(self, stage: str) -> None:

@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.optim import SGD, AdamW, Optimizer
 
-from odenet_lightning import ClassifierModule, ODENet, ResNet, graphs
+from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet, ResNet, graphs
+from odenet_lightning.augment import Deform
 from odenet_lightning.callbacks import CoarseStart, EvaluationCounts, Resume, Throughput
 from odenet_lightning.gradients import Checkpoint, Gradient
 from odenet_lightning.graphs import Rates
 from odenet_lightning.models import Classifier
 from odenet_lightning.optimizers import MuonWithAdamW
 from odenet_lightning.recording import REHEARSALS, Recorder
+from odenet_lightning.schedules import Schedule
 from odenet_lightning.solvers import Bosh3, Euler, Midpoint, Solver, TorchDiffEq
 from tests.test_module import FewDigits, trainer_in
 
@@ -76,14 +78,16 @@ def run(
     net: Callable[[], Classifier] = lambda: ODENet(2, solver=Midpoint(num_steps=1)),
     optimizer: Callable[..., Optimizer] = adamw,
     batches: int = 8,
+    data: LightningDataModule | None = None,
     fit: dict[str, Any] | None = None,
+    schedule: Schedule = "one_cycle",
     **options: Any,
 ) -> tuple[ClassifierModule, Trainer]:
     """A run in float64, where rounding does not grow to what a mistake would be."""
     torch.manual_seed(0)
-    module = ClassifierModule(net(), optimizer, cuda_graph=cuda_graph)
+    module = ClassifierModule(net(), optimizer, schedule, cuda_graph=cuda_graph)
     trainer = trainer_in(folder, **{"max_epochs": 1, "precision": "64-true", "limit_val_batches": 0, **options})
-    trainer.fit(module, FewDigits(batches, 4), **(fit or {}))
+    trainer.fit(module, data or FewDigits(batches, 4), **(fit or {}))
     return module, trainer
 
 
@@ -127,6 +131,30 @@ def test_a_rate_recorded_as_a_number_would_show(
     monkeypatch.setattr(Rates, "in_groups", all_but_one)
     recorded, _ = run(tmp_path, True, batches=20)
     assert distance(recorded, usual) > 1e-4
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_augmentation_is_recorded_with_the_step(
+    tmp_path: Path, sample_root: Path, calls: list[str], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And draws the same random numbers, in float32 at least; only the step sees the pixels."""
+    seen: list[torch.dtype] = []
+    take = graphs.StepGraphs.take
+    monkeypatch.setattr(graphs.StepGraphs, "take", lambda self, batch: seen.append(batch[0].dtype) or take(self, batch))
+
+    def trained(cuda_graph: bool) -> tuple[ClassifierModule, float]:
+        data = MNISTDataModule(str(sample_root), "sample", batch_size=8, augment=Deform(elastic=0.7))
+        options = {"limit_train_batches": 10, "limit_val_batches": 2, "precision": precision, "data": data}
+        module, trainer = run(tmp_path, cuda_graph, **options)
+        return module, float(trainer.callback_metrics["val/loss"])
+
+    usual, loss = trained(False)
+    assert not seen
+    recorded, recorded_loss = trained(True)
+    assert calls.count("repeated") == len(seen) - REHEARSALS == 7
+    assert set(seen) == {torch.uint8}
+    assert distance(recorded, usual) < 1e-5
+    assert recorded_loss == pytest.approx(loss, rel=1e-4)
 
 
 def test_bf16_mixed_casts_the_same_operations(tmp_path: Path, calls: list[str]) -> None:
