@@ -1,6 +1,7 @@
 """Tests that need a CUDA device."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet
 from odenet_lightning.augment import Deform
+from odenet_lightning.fields import ConvField
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.recording import REHEARSALS, CUDAGraph
 from odenet_lightning.solvers import RK4, Dopri5, Solver
@@ -129,3 +131,22 @@ def test_runs_with_graphs_and_runs_on_the_cpu_resume_one_another(
         resumed = part(2, second, fit={"ckpt_path": tmp_path / f"{first}.ckpt"}).cpu()
         assert distance(resumed, whole) < 1e-5
     assert repeats
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
+@pytest.mark.parametrize("shape", [(128, 6, 26, 26), (3, 1, 5, 7), (2, 16, 26, 26)])
+def test_tritons_kernel(shape: tuple[int, int, int, int]) -> None:
+    from tests.triton_errors import errors
+
+    assert max(errors(*shape, device="cuda")) < 2e-6
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
+def test_tritons_kernel_is_used_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    field, y = ConvField(6).cuda(), torch.randn(4, 6, 26, 26, device="cuda", requires_grad=True)
+    plain = field(y.new_zeros(()), y)
+    monkeypatch.setenv("ODENET_KERNELS", "triton")
+    fused = field(y.new_zeros(()), y)
+    assert "Triton" in type(fused.grad_fn).__name__
+    assert "Triton" not in type(plain.grad_fn).__name__
+    assert torch.allclose(fused, plain, atol=1e-4)
