@@ -93,7 +93,7 @@ class Deform(Augmentation):
         """Matrices `[B, 2, 3]` from an output pixel to where it is sampled, in units of half an image."""
 
         def draw(largest: float) -> Tensor:
-            return (2 * torch.rand(len(images), device=images.device) - 1) * largest
+            return (2 * torch.rand(len(images), device=images.device, dtype=images.dtype) - 1) * largest
 
         angle, slope = draw(math.radians(self.degrees)), draw(self.shear)
         width = 1 + draw(self.scale)
@@ -107,6 +107,6 @@ class Deform(Augmentation):
     def _bend(self, images: Tensor) -> Tensor:
         """Displacements `[B, H, W, 2]`, in units of half an image."""
         batch, _, height, width = images.shape
-        points = torch.randn(batch, 2, self.GRID, self.GRID, device=images.device)
-        points = points * points.new_tensor([2 * self.elastic / width, 2 * self.elastic / height])[:, None, None]
+        points = torch.randn(batch, 2, self.GRID, self.GRID, device=images.device, dtype=images.dtype)
+        points = torch.stack([points[:, 0] * (2 * self.elastic / width), points[:, 1] * (2 * self.elastic / height)], 1)
         return F.interpolate(points, (height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)

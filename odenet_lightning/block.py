@@ -68,11 +68,15 @@ class ODEBlock(nn.Module):
     def _solve(self, y: Tensor) -> Tensor:
         problem = Problem(self.field, self._state(y), warm_step=self.warm_step, max_nfe=self.max_nfe)
         solution = self.gradient.solve(self.solver, problem)
-        if self.training and not self.is_inner:
-            self.warm_step = solution.stats.next_step
-        for hook in self._solve_hooks.values():
-            hook(solution.stats)
+        self.tell(solution.stats)
         return solution.y
+
+    def tell(self, stats: SolveStats) -> None:
+        """Take note of a solve: of its warm step, in training, and for all hooks."""
+        if self.training and not self.is_inner:
+            self.warm_step = stats.next_step
+        for hook in self._solve_hooks.values():
+            hook(stats)
 
     @staticmethod
     def _state(y: Tensor) -> Tensor:
@@ -128,3 +132,17 @@ def recorded_solves(net: nn.Module) -> Iterator[list[SolveStats]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def withheld_solves(net: nn.Module) -> Iterator[list[tuple[ODEBlock, SolveStats]]]:
+    """Collect the cost of every solve of a network's ODE blocks, in order, without calling their hooks."""
+    solves: list[tuple[ODEBlock, SolveStats]] = []
+    withheld = [(block, block._solve_hooks) for block in ode_blocks(net)]
+    for block, _ in withheld:
+        block._solve_hooks = OrderedDict({0: lambda stats, block=block: solves.append((block, stats))})
+    try:
+        yield solves
+    finally:
+        for block, hooks in withheld:
+            block._solve_hooks = hooks

@@ -105,7 +105,7 @@ class MuonWithAdamW(Optimizer):
                 self._step_kernel(kernel, group["lr"], group["momentum"], group["weight_decay"])
         return loss
 
-    def _step_kernel(self, kernel: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
+    def _step_kernel(self, kernel: Tensor, lr: float | Tensor, momentum: float, weight_decay: float) -> None:
         gradient = kernel.grad
         assert gradient is not None
         state = self.state[kernel]
@@ -115,7 +115,12 @@ class MuonWithAdamW(Optimizer):
         memory.lerp_(gradient, 1 - momentum)
         matrix = gradient.lerp(memory, momentum).flatten(1)
         size = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-        kernel.mul_(1 - lr * weight_decay).add_(orthogonalize(matrix).view_as(kernel), alpha=-lr * size)
+        direction = orthogonalize(matrix).view_as(kernel)
+        kernel.mul_(1 - lr * weight_decay)
+        if isinstance(lr, Tensor):  # within a recorded step: its value is not to be read here
+            kernel.addcmul_(direction, lr, value=-size)
+        else:
+            kernel.add_(direction, alpha=-lr * size)
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Tests that need a CUDA device."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 
 from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet
 from odenet_lightning.augment import Deform
+from odenet_lightning.fields import ConvField
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
+from odenet_lightning.recording import REHEARSALS, CUDAGraph
 from odenet_lightning.solvers import RK4, Dopri5, Solver
+from tests.test_graphs import adamw, distance, muon, run
 from tests.test_module import FewDigits, sgd, trainer_in
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -82,3 +86,67 @@ def test_resumed_run_ends_like_an_undisturbed_one(tmp_path: Path, solver: Solver
     run(1)
     resumed = run(3, ckpt_path=tmp_path / "1.ckpt")
     assert all(torch.equal(expected, found) for expected, found in zip(whole, resumed, strict=True))
+
+
+@pytest.fixture
+def repeats(monkeypatch: pytest.MonkeyPatch) -> list[CUDAGraph]:
+    """The CUDA graphs in the order in which they are launched."""
+    repeats: list[CUDAGraph] = []
+    repeat = CUDAGraph.repeat
+    monkeypatch.setattr(CUDAGraph, "repeat", lambda self: repeats.append(self) or repeat(self))
+    return repeats
+
+
+@pytest.mark.parametrize("optimizer", [adamw, muon])
+def test_200_steps_by_a_cuda_graph_equal_200_usual_ones(
+    tmp_path: Path, sample_root: Path, repeats: list[CUDAGraph], optimizer: Any
+) -> None:
+    """With random augmentation, and a rate, a beta and clipping that change from step to step."""
+
+    def trained(cuda_graph: bool) -> ClassifierModule:
+        data = MNISTDataModule(str(sample_root), "sample", batch_size=16, augment=Deform(elastic=0.7))
+        options = {"limit_train_batches": 100, "max_epochs": 2, "gradient_clip_val": 1.0, "data": data}
+        return run(tmp_path, cuda_graph, optimizer=optimizer, accelerator="gpu", **options)[0]
+
+    usual = trained(False)
+    assert not repeats
+    assert distance(trained(True), usual) < 1e-6
+    assert len(repeats) == 200 - REHEARSALS
+    assert len(set(repeats)) == 1
+
+
+@pytest.mark.parametrize("optimizer", [adamw, muon])
+def test_runs_with_graphs_and_runs_on_the_cpu_resume_one_another(
+    tmp_path: Path, repeats: list[CUDAGraph], optimizer: Any
+) -> None:
+    def part(epochs: int, accelerator: str, **options: Any) -> ClassifierModule:
+        settings = {"max_epochs": epochs, "accelerator": accelerator, "schedule": "constant", **options}
+        module, trainer = run(tmp_path, accelerator == "gpu", optimizer=optimizer, **settings)
+        trainer.save_checkpoint(tmp_path / f"{accelerator}.ckpt")
+        return module
+
+    for first, second in (("gpu", "cpu"), ("cpu", "gpu")):
+        whole = part(2, first).cpu()
+        part(1, first)
+        resumed = part(2, second, fit={"ckpt_path": tmp_path / f"{first}.ckpt"}).cpu()
+        assert distance(resumed, whole) < 1e-5
+    assert repeats
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
+@pytest.mark.parametrize("shape", [(128, 6, 26, 26), (3, 1, 5, 7), (2, 16, 26, 26)])
+def test_tritons_kernel(shape: tuple[int, int, int, int]) -> None:
+    from tests.triton_errors import errors
+
+    assert max(errors(*shape, device="cuda")) < 2e-6
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
+def test_tritons_kernel_is_used_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    field, y = ConvField(6).cuda(), torch.randn(4, 6, 26, 26, device="cuda", requires_grad=True)
+    plain = field(y.new_zeros(()), y)
+    monkeypatch.setenv("ODENET_KERNELS", "triton")
+    fused = field(y.new_zeros(()), y)
+    assert "Triton" in type(fused.grad_fn).__name__
+    assert "Triton" not in type(plain.grad_fn).__name__
+    assert torch.allclose(fused, plain, atol=1e-4)

@@ -2,10 +2,13 @@
 
 import copy
 import importlib.resources
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -454,3 +457,14 @@ def test_peak_counts_what_it_does(compiled: dict[str, Library]) -> None:
     lanes = {"avx512": 16, "avx2": 8, "portable": 4}
     for name, build in compiled.items():
         assert build.multiply_adds(10) % (10 * 6 * lanes[name]) == 0
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="no Triton")
+def test_the_kernel_for_gpus_in_tritons_interpreter() -> None:
+    command = [sys.executable, str(Path(__file__).with_name("triton_errors.py"))]
+    settings = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    errors = [float(value) for value in found.stdout.split()]
+    assert len(errors) == 15
+    assert max(errors) < 1e-6

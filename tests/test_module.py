@@ -240,7 +240,12 @@ def test_mixed_precision_stays_close_to_float32(tmp_path: Path) -> None:
 def test_num_params_and_plain_hyperparameters() -> None:
     module = ClassifierModule(ODENet(solver=Euler(num_steps=3)))
     assert module.num_params == 10_564
-    assert dict(module.hparams) == {"schedule": "one_cycle", "on_solver_error": "raise", "compile": False}
+    assert dict(module.hparams) == {
+        "schedule": "one_cycle",
+        "on_solver_error": "raise",
+        "compile": False,
+        "cuda_graph": False,
+    }
 
 
 def test_a_batch_without_a_loss_is_not_left_out_of_the_mean(tmp_path: Path) -> None:

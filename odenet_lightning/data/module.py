@@ -93,6 +93,7 @@ class MNISTDataModule(LightningDataModule):
         self.order_seed: int | None = None
         self.batches: TrainingBatches | None = None
         self.resumed_place: dict[str, int] | None = None
+        self.hands_out_pixels = False  # in training, to a module that calls `prepare` itself
 
     @override
     def prepare_data(self) -> None:
@@ -216,9 +217,12 @@ class MNISTDataModule(LightningDataModule):
         """uint8 to [-1, 1], on the device; augmented where training and asked for."""
         del dataloader_idx
         images, labels = batch
-        images = normalise(images)
+        is_training = self.trainer is not None and self.trainer.training
+        return (images if self.hands_out_pixels and is_training else self.prepare(images, is_training)), labels
+
+    def prepare(self, pixels: Tensor, is_training: bool) -> Tensor:
+        """uint8 `[B, 28, 28]` -> `[B, 1, 28, 28]` in [-1, 1], augmented in training."""
+        images = normalise(pixels)
         if self.trainer is not None:  # to float64, where that is asked for; Lightning converts too early for this hook
             images = self.trainer.precision_plugin.convert_input(images)
-        if self.augment is not None and self.trainer is not None and self.trainer.training:
-            images = self.augment(images)
-        return images, labels
+        return self.augment(images) if self.augment is not None and is_training else images

@@ -83,3 +83,8 @@ def library() -> Library | None:
             except (OSError, AttributeError):  # compiled for another system, or from another version
                 continue
     return None
+
+
+def wants_triton() -> bool:
+    """Whether `ODENET_KERNELS=triton` asks for the kernels for GPUs, outside `torch.compile`."""
+    return not torch.compiler.is_compiling() and os.environ.get("ODENET_KERNELS") == "triton"

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from odenet_lightning.kernels.compiled import Library, Step, address, library
+from odenet_lightning.kernels.compiled import Library, Step, address, library, wants_triton
 from odenet_lightning.kernels.plan import FusedStep, Plan
 
 MOST_POINTS = 16  # as in conv_field.c
@@ -22,25 +22,31 @@ MOST_CHANNELS = 24  # beyond, oneDNN's convolutions are as fast
 EVALUATION = Plan((), (), with_end=True)  # of a single point: f(y)
 
 
-def kernel_for(y: Tensor, k_first: Tensor | None, *params: Tensor) -> Library | None:
-    """The kernel, where it gives what PyTorch's operators would give; None elsewhere.
+def fits(y: Tensor, k_first: Tensor | None, *params: Tensor) -> bool:
+    """Whether a kernel gives what PyTorch's operators would give, on the state's device.
 
-    That is float32 on the CPU, contiguous and of fitting shapes, outside autocast, `torch.compile`, `torch.func`,
-    forward-mode differentiation and whatever else looks at the operators that are called.
+    That is in float32, contiguous and of fitting shapes, outside autocast, `torch.func`, forward-mode differentiation
+    and whatever else looks at the operators that are called.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or is_in_torch_dispatch_mode():
-        return None
-    if torch._C._are_functorch_transforms_active() or not (found := library()):  # pyright: ignore[reportAttributeAccessIssue]
-        return None
-    if y.dim() != 4 or not 0 < y.size(1) <= MOST_CHANNELS or y.numel() == 0:
-        return None
+    device = y.device
+    if torch.is_autocast_enabled(device.type) or is_in_torch_dispatch_mode():
+        return False
+    if torch._C._are_functorch_transforms_active() or y.dim() != 4 or y.numel() == 0:  # pyright: ignore[reportAttributeAccessIssue]
+        return False
     channels = y.size(1)
     shapes = ((channels,), (channels,), (channels, channels, 3, 3), (channels,))
     for x, shape in zip((y, y if k_first is None else k_first, *params), (y.shape, y.shape, *shapes), strict=True):
-        ordinary = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.dtype == torch.float32
+        ordinary = type(x) in (Tensor, torch.nn.Parameter) and x.device == device and x.dtype == torch.float32
         if not ordinary or x.shape != shape or not x.is_contiguous() or forward_ad.unpack_dual(x).tangent is not None:
-            return None
-    return found
+            return False
+    return True
+
+
+def kernel_for(y: Tensor, k_first: Tensor | None, *params: Tensor) -> Library | None:
+    """The compiled kernel, on the CPU, where it `fits`, and outside `torch.compile`; None elsewhere."""
+    if torch.compiler.is_compiling() or not y.is_cpu or not (found := library()):
+        return None
+    return found if fits(y, k_first, *params) and y.size(1) <= MOST_CHANNELS else None
 
 
 def described(plan: Plan, h: float | Tensor, eps: float, inputs: Sequence[Tensor | None]) -> Step:
@@ -187,6 +193,10 @@ def evaluate_conv_field(y: Tensor, params: Parameters, eps: float) -> Tensor | N
         eps: added to the norms' variances.
     """
     inputs = (y, None, *params)
+    if y.is_cuda and wants_triton() and fits(*inputs):
+        from odenet_lightning.kernels.triton_conv_field import evaluate_by_triton  # slow to import
+
+        return evaluate_by_triton(eps, y, *params)
     kernel = kernel_for(*inputs)
     if kernel is None:
         return None
