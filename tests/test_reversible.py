@@ -62,17 +62,17 @@ TWO = Reversible(Midpoint(num_steps=2))
 # --- the solver
 
 
-@pytest.mark.parametrize("coupling", [0.9, 0.999])
+@pytest.mark.parametrize("name", ["decay", "oscillator"])
 @pytest.mark.parametrize("method", [Euler, Midpoint, Heun, RK4, Bosh3, Dopri5])
 @torch.no_grad()
-def test_order_is_the_method_s(method: type[RungeKutta], coupling: float) -> None:
-    for make in PROBLEMS.values():
-        problem, errors = make(), []
-        for n in STEPS[method]:
-            solver = Reversible(method(num_steps=n), coupling)  # pyright: ignore[reportCallIssue]
-            solution = solver.solve(Problem(problem.field, problem.y0, problem.t0, problem.t1))
-            errors.append(float((solution.y - problem.exact(problem.t1)).abs().max()))
-        assert fitted_order(STEPS[method], errors) == pytest.approx(method.tableau.order, abs=0.2)
+def test_order_is_the_method_s(method: type[RungeKutta], name: str) -> None:
+    """With a coupling that many steps bring to nothing; before, the leading term's factor changes with their number."""
+    problem, errors = PROBLEMS[name](), []
+    for n in STEPS[method]:
+        solver = Reversible(method(num_steps=n), 0.5)  # pyright: ignore[reportCallIssue]
+        solution = solver.solve(Problem(problem.field, problem.y0, problem.t0, problem.t1))
+        errors.append(float((solution.y - problem.exact(problem.t1)).abs().max()))
+    assert fitted_order(STEPS[method], errors) == pytest.approx(method.tableau.order, abs=0.2)
 
 
 @torch.no_grad()
