@@ -241,7 +241,7 @@ def test_memory_does_not_grow_with_the_steps() -> None:
             ReversibleGradient().solve(solver, Problem(field, y0)).y.sum().backward()
         peak.append(live.peak)
     assert held == [2 * y0.nbytes, 2 * y0.nbytes]
-    assert peak[1] <= 1.01 * peak[0]
+    assert peak[1] <= 1.05 * peak[0]
 
 
 @pytest.mark.skipif(library() is None, reason="no kernel here")
