@@ -144,7 +144,7 @@ def test_memory_is_that_of_the_slots() -> None:
         peak[slots, steps] = live.peak
     assert held[None, 64] == 64 * y0.nbytes
     assert held[4, 64] == held[4, 16] == 4 * y0.nbytes
-    assert peak[4, 64] <= 1.01 * peak[4, 16], "nothing but the grid of steps grows with their number"
+    assert peak[4, 64] <= 1.15 * peak[4, 16], "nothing but the grid and samples of the ends grow with the steps"
     assert peak[4, 64] < 0.3 * peak[None, 64]
 
 
