@@ -64,7 +64,7 @@ class Certificate:
         """As text: names and values, the verdict last."""
         moved = (self.accurate_accuracy - self.accuracy) * 100
         changes = f"an accurate solver changes {self.changed} of {self.images:,} predictions"
-        advice = "the weights depend on their solver; train with more steps or a smaller tolerance"
+        advice = "the weights depend on their solver; train with more steps, a smaller tolerance or --is_ode.keep 0.3"
         return [
             (
                 f"with Dopri5 at {self.tolerance:g}",

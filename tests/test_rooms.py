@@ -14,7 +14,7 @@ ROOMS = (
     ("gradients",),
     ("block", "fields"),
     ("models",),
-    ("certificate",),
+    ("certificate", "refinement"),
     ("augment", "optimizers", "figures", "schedules", "skipping", "divergence"),
     ("data",),
     ("trainer", "compiling", "unsupported"),
@@ -25,7 +25,7 @@ ROOMS = (
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
-NUMERICS = ("kernels", "solvers", "gradients", "block", "fields", "models", "certificate")
+NUMERICS = ("kernels", "solvers", "gradients", "block", "fields", "models", "certificate", "refinement")
 FILES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.stem.startswith("__")]
 
 
