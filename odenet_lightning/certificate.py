@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 CHUNK = 250  # images solved together
 FEW = 16  # images whose gradient is computed, that are solved back, and that are solved alone
 # the share of predictions that may change, and one image in any case. Of 10,000 test digits, 0.03 to 0.26 % change in
-# fast.yaml's networks and 0 to 0.33 % in the quick recipe's (n = 6 each), of 5,000 training digits 0.9 % in a network
+# fast.yaml's networks and 0 to 0.33 % with batches of 64 (n = 6 each), of 5,000 training digits 0.9 % in a network
 # that was trained with single steps of Bosh3
 MOST_CHANGED = 3e-3
 
@@ -64,7 +64,7 @@ class Certificate:
         """As text: names and values, the verdict last."""
         moved = (self.accurate_accuracy - self.accuracy) * 100
         changes = f"an accurate solver changes {self.changed} of {self.images:,} predictions"
-        advice = "the weights depend on their solver; train with more steps or a smaller tolerance"
+        advice = "the weights depend on their solver; train with more steps, a smaller tolerance or --is_ode.keep 0.3"
         return [
             (
                 f"with Dopri5 at {self.tolerance:g}",

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from odenet_lightning.data import MNISTDataModule
@@ -36,6 +38,19 @@ def datamodule(trainer: Trainer) -> MNISTDataModule | None:
     """The run's data module, where it is this project's."""
     data = getattr(trainer, "datamodule", None)
     return data if isinstance(data, MNISTDataModule) else None
+
+
+def validation_images(trainer: Trainer, most: int) -> Tensor:
+    """The first validation images of this process, `[N, C, H, W]`, as a validation step gets them."""
+    found: list[Tensor] = []
+    loaders = trainer.val_dataloaders
+    for batch in loaders[0] if isinstance(loaders, list) else loaders:  # pyright: ignore[reportOptionalIterable]
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = trainer.lightning_module._on_before_batch_transfer(batch)
+        found.append(trainer.strategy.batch_to_device(batch)[0])
+        if sum(map(len, found)) >= most:
+            break
+    return torch.cat(found)[:most]
 
 
 def continue_at(fit_loop: dict[str, Any], accumulated: int) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from odenet_lightning.cli import main
@@ -174,3 +175,14 @@ def test_the_readme_names_every_recipe() -> None:
     assert len(readme_commands()) > 12
     for path in CONFIGS:
         assert f"`{path.name}`" in README
+
+
+def test_the_built_in_recipe_trains_as_fast_does(workdir: Path, sample_root: Path) -> None:
+    """To the same bits, coarse start included."""
+    few = ["--data.source", "sample", "--data.root", str(sample_root), "--trainer.accelerator", "cpu"]
+    few += ["--trainer.max_epochs", "3", "--trainer.limit_train_batches", "3", "--pictures.every_n_epochs", "0"]
+    for config in ([], ["--config", str(FOLDER / "fast.yaml")]):
+        main(["fit", *config, *few, "--trainer.limit_val_batches", "1", "--is_ode.images", "0"])
+    paths = [f"lightning_logs/version_{number}/checkpoints/last.ckpt" for number in (0, 1)]
+    one, other = (torch.load(path, weights_only=True)["state_dict"] for path in paths)
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())

@@ -15,7 +15,7 @@ ROOMS = (
     ("block", "fields"),
     ("regularizers",),
     ("models",),
-    ("certificate",),
+    ("certificate", "refinement"),
     ("augment", "optimizers", "figures", "schedules", "skipping", "divergence", "recording"),
     ("data",),
     ("trainer", "compiling", "unsupported", "graphs"),
@@ -26,7 +26,7 @@ ROOMS = (
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
-NUMERICS = ("kernels", "solvers", "gradients", "block", "fields", "regularizers", "models", "certificate")
+NUMERICS = ("kernels", "solvers", "gradients", "block", "fields", "regularizers", "models", "certificate", "refinement")
 FILES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.stem.startswith("__")]
 
 

@@ -1,17 +1,19 @@
-"""IsODE: whether what was trained is an ODE, at the end of every run."""
+"""IsODE: whether what was trained is an ODE, at the end of every run; and, on demand, that it stays one."""
 
 import math
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from typing_extensions import override
 
 from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.certificate import Certificate, certify
-from odenet_lightning.solvers import SolverError
-from odenet_lightning.trainer import tensorboard
+from odenet_lightning.refinement import next_level, refined
+from odenet_lightning.solvers import Solver, SolverError
+from odenet_lightning.trainer import tensorboard, validation_images
 
 
 class IsODE(Callback):
@@ -20,20 +22,88 @@ class IsODE(Callback):
     In `fit` it looks at validation images, those of the last validation's first batches, and at no test image; scalars
     `ode/...`. With several processes, at the images of the first. A network without an ODE block is left alone.
 
+    With `keep` it also has the network stay an ODE, or become one: before each validation of `fit` it doubles the
+    number of steps, or divides the tolerances by ten, where an accurate solver changes the predictions by more than
+    that, and halves it where half the steps are good enough (see `refinement.next_level`), never below the start.
+    Validation, checkpoints and the training that follows take the solver chosen; with `CoarseStart`, that is the one
+    that follows the coarse solver. A short run needs several validations per epoch to get from few steps to enough.
+
     Args:
         images: how many; 0 switches it off.
+        keep: the largest change of the predictions, in percentage points; by default the solver stays.
     """
 
-    def __init__(self, images: int = 1_000) -> None:
+    def __init__(self, images: int = 1_000, keep: float | None = None) -> None:
         if images < 0:
             raise ValueError(f"images must not be negative, not {images}")
-        self.images = images
+        if keep is not None and (not 0 < keep < 100 or images == 0):
+            raise ValueError(f"keep must be between 0 and 100 points, of images more than 0; not {keep} of {images}")
+        self.images, self.keep = images, keep
         self.seen: list[tuple[Tensor, Tensor]] = []
         self.certificate: Certificate | None = None
+        self.first: Solver | None = None
+        self.level = 0
+        self.resumed: dict[str, Any] = {}
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The solver at the start, and how far it is refined."""
+        if self.first is None:
+            return {}
+        return {"class": type(self.first).__name__, "settings": dict(vars(self.first)), "level": self.level}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.resumed = state_dict
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.first, resumed, self.resumed = None, self.resumed, {}
+        blocks = classifier(pl_module).net.ode_blocks
+        if self.keep is None or not blocks:
+            return
+        self.first = blocks[0].solver
+        if any(block.solver != self.first for block in blocks):
+            raise ValueError("is_ode.keep needs a network whose ODE blocks have the same solver")
+        is_resumed = resumed.get("class") == type(self.first).__name__  # else with a new solver, from its level 0
+        if is_resumed:
+            self.first = type(self.first)(**resumed["settings"])
+        self._refine(pl_module, resumed["level"] if is_resumed else 0)
+
+    def _refine(self, pl_module: LightningModule, level: int) -> None:
+        """Give the blocks the solver of a level, and the config that checkpoints keep."""
+        assert self.first is not None
+        self.level, solver = level, refined(self.first, level)
+        for block in classifier(pl_module).net.ode_blocks:
+            block.solver = solver
+        config = pl_module.hparams.get("net")
+        if isinstance(config, dict) and not name_solver(config, solver):
+            raise ValueError(f"is_ode.keep needs a network with an argument solver, not {config}")
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seen = []
+        if self.first is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._keep(trainer, pl_module)
+
+    def _keep(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the level, the same on all processes."""
+        assert self.first is not None
+        assert self.keep is not None
+
+        def mean(value: float) -> float:
+            return float(trainer.strategy.reduce(torch.tensor(value, device=pl_module.device), reduce_op="mean"))
+
+        with isolate_rng(), trainer.precision_plugin.forward_context():
+            images = validation_images(trainer, -(-self.images // trainer.world_size))
+            net = classifier(pl_module).net
+            level, change = next_level(net, images, self.first, self.level, self.keep / 100, mean)
+        if level != self.level and trainer.is_global_zero:
+            said = f"an accurate solver changes {100 * change:.2g} points of the predictions"
+            print(f"{said}: from here on {refined(self.first, level)}", flush=True)
+        if (writer := tensorboard(trainer)) is not None and math.isfinite(change):
+            writer.add_scalar("ode/keep", 100 * change, max(0, trainer.global_step - 1))
+        self._refine(pl_module, level)
 
     @override
     def on_validation_batch_end(
@@ -79,3 +149,15 @@ class IsODE(Callback):
                     writer.add_scalar(f"ode/{name}", value, max(0, trainer.global_step - 1))
 
     on_fit_end = on_test_end = _say
+
+
+def name_solver(config: dict[str, Any], solver: Solver) -> int:
+    """Write a solver into a network's config, in place, wherever it takes one; return in how many places."""
+    places = 0
+    for key, value in config.items():
+        if key == "solver":
+            path = f"{type(solver).__module__}.{type(solver).__qualname__}"
+            config[key], places = {"class_path": path, "init_args": dict(vars(solver))}, places + 1
+        elif isinstance(value, dict):
+            places += name_solver(value, solver)
+    return places

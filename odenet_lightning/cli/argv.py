@@ -127,7 +127,7 @@ def has_solver(settings: dict[str, Any]) -> bool:
 def defaults() -> dict[str, Any]:
     """The built-in recipe."""
     tree = yaml.safe_load(Path(__file__).with_name("defaults.yaml").read_text())
-    return {**tree, "data": {"class_path": DATA}}
+    return {**tree, "data": {"class_path": DATA, "init_args": tree["data"]}}
 
 
 def split(given: list[str], commands: tuple[str, ...]) -> CommandLine:

@@ -11,7 +11,7 @@ from odenet_lightning.cli.errors import UsageError
 
 # epochs of a run that is given no length: more gain little accuracy on a full set or on the sample
 FULL_EPOCHS = 3
-DEFAULT_EPOCHS = {"sample": 12}
+DEFAULT_EPOCHS = {"sample": 16}
 
 
 class RunLength(Callback):
