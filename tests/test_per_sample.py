@@ -334,7 +334,7 @@ def test_solver_error_names_the_image(field: Any, options: Any, limit: int, why:
 def test_vmap_is_refused() -> None:
     block = ODEBlock(Spin(), Dopri5(first_step=0.3, per_sample=True), Backprop())
     block(states())
-    with pytest.raises(FieldError, match="torch.func"):
+    with pytest.raises(FieldError, match=r"torch\.func"):
         torch.vmap(lambda y: block(y[None])[0])(states())
 
 

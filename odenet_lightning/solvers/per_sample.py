@@ -1,8 +1,8 @@
 """Steps under error control of each image by itself: a time, a step size, an acceptance and an end of its own.
 
 The controller's numbers are on the host, in float64, one for each image that is not yet at t1: an attempted step
-costs one device-to-host synchronisation, for the images' error ratios, and another where one is not finite. An image at t1 leaves the batch; one whose step
-is rejected tries again beside those that go on.
+costs one device-to-host synchronisation, for the images' error ratios, and another where one is not finite. An image at
+t1 leaves the batch; one whose step is rejected tries again beside those that go on.
 
 Source: Lienen and Guennemann, "torchode: A Parallel ODE Solver for PyTorch", 2022, arXiv:2210.12375.
 """
