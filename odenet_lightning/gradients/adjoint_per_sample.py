@@ -37,7 +37,8 @@ class EachAdjoint:
     of_each_image = True  # as f is, which the first solve has found
 
     def __post_init__(self) -> None:
-        self.totals, self.buffers = [None] * len(self.params), buffers_of(self.f.field)
+        self.totals = [None for _ in self.params]
+        self.buffers = buffers_of(self.f.field)
 
     def __call__(self, t: Tensor, z: Tensor) -> Tensor:
         """dz/dt at the images' times, a scalar or `[B, 1, 1, ...]`."""
