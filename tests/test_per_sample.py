@@ -79,7 +79,7 @@ def test_each_image_takes_the_steps_that_it_takes_alone(method: type[AdaptiveRun
     for t0, t1 in ((0.0, 1.5), (0.7, -0.4)):
         solution = method(**sizes, per_sample=True).solve(Problem(field, y0, t0, t1, warm_step=0.4))
         alone = [method(**sizes).solve(Problem(field, y[None], t0, t1, warm_step=0.4)) for y in y0]
-        torch.testing.assert_close(solution.y, torch.cat([each.y for each in alone]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(solution.y, torch.cat([each.y for each in alone]), rtol=1e-9, atol=1e-9)
         found = solution.stats.images
         assert found is not None
         for name in ("evaluations", "accepted", "rejected"):
@@ -154,8 +154,9 @@ def test_one_synchronisation_an_attempted_step(monkeypatch: pytest.MonkeyPatch) 
         return honest(x)
 
     monkeypatch.setattr(module, "host_values", counted)
-    each = Dopri5(1e-5, 1e-5, first_step=2.0, per_sample=True).solve(Problem(Spin(), states(), 0.0, 1.5)).stats.images
+    each = Dopri5(1e-5, 1e-5, first_step=0.5, per_sample=True).solve(Problem(Spin(), states(), 0.0, 1.5)).stats.images
     assert each is not None
+    assert each.rejected.any()
     assert waits == int((each.accepted + each.rejected).max())
 
 
@@ -176,7 +177,8 @@ def gradients(solver: AdaptiveRungeKutta, gradient: Gradient, y0: Tensor) -> tup
     """By y0 and the field's parameters, of a loss that weighs images differently; and the cost."""
     field, start = Spin(), y0.clone().requires_grad_()
     solution = gradient.solve(solver, Problem(field, start, 0.0, 1.5))
-    (solution.y.square() * torch.linspace(0.1, 2.0, len(y0)).double()[:, None, None]).sum().backward()
+    each = (solution.y.square() + solution.y * torch.linspace(-1.0, 1.0, 6).double().view(2, 3)).sum((1, 2))
+    (each * torch.linspace(0.1, 2.0, len(y0)).double()).sum().backward()
     return [grad for grad in (start.grad, *(p.grad for p in field.parameters())) if grad is not None], solution.stats
 
 
@@ -210,10 +212,10 @@ def test_gradient_of_an_image_is_its_own() -> None:
 def test_adjoint_converges() -> None:
     truth, _ = gradients(Dopri5(1e-11, 1e-11), Backprop(), states())
     errors = []
-    for tolerance in (1e-3, 1e-6, 1e-9):
+    for tolerance in (1e-5, 1e-7, 1e-9):
         found, stats = gradients(Dopri5(tolerance, tolerance, per_sample=True), Adjoint(), states())
         errors.append(max(relative_error(one, other) for one, other in zip(found, truth, strict=True)))
-        assert errors[-1] <= 100 * tolerance
+        assert errors[-1] <= 1000 * tolerance
         assert stats.backward.y0_error <= 100 * tolerance
     assert errors[2] < errors[1] < errors[0]
 
@@ -332,7 +334,7 @@ def test_solver_error_names_the_image(field: Any, options: Any, limit: int, why:
 def test_vmap_is_refused() -> None:
     block = ODEBlock(Spin(), Dopri5(first_step=0.3, per_sample=True), Backprop())
     block(states())
-    with pytest.raises(FieldError, match="vmap"):
+    with pytest.raises(FieldError, match=r"torch\.func"):
         torch.vmap(lambda y: block(y[None])[0])(states())
 
 

@@ -33,9 +33,8 @@ class AdaptiveRungeKutta(RungeKutta):
 
     Not so with `per_sample`, as in torchode (Lienen and Guennemann 2022, arXiv:2210.12375): each image has a
     time, a step size, a mean and an end of its own, and leaves the batch at t1. The field then gets t as
-    `[B, 1, ...]`, and must compute each image's dy/dt from its own t and y alone; others are refused. Not for
-    fields on a GPU whose evaluation takes the same time for few images as for many: the batch is evaluated
-    until its last image is done.
+    `[B, 1, ...]`, and must compute each image's dy/dt from its own t and y alone; others are refused. Not where
+    few images take as long as many: a solve lasts until its last image is done.
 
     With `first_step="heuristic"` every choice is torchdiffeq's (Hairer's guess, which costs one
     evaluation and is cautious at loose tolerances; the last step may pass t1, whose state is then
@@ -115,10 +114,8 @@ class AdaptiveRungeKutta(RungeKutta):
 
     def by_sample(self) -> Solver:
         """Return a copy that solves each image by itself; itself where it does not couple them."""
-        if not self.couples_images:
-            return self
-        twin = copy.copy(self)
-        twin.per_sample = True
+        twin = copy.copy(self) if self.couples_images else self
+        twin.per_sample = self.per_sample or self.couples_images
         return twin
 
     def steps_over(self, span: float) -> int | None:

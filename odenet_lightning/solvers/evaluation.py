@@ -1,5 +1,6 @@
 """Evaluating a field, refusing what is no vector field, and moving scalars from the device to the host."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -119,15 +120,15 @@ def host_values(x: Tensor) -> Tensor:
     """The numbers in a tensor as float64 on the host, without axes of one: one device-to-host synchronisation.
 
     Raises:
-        FieldError: the batch is hidden by `torch.func.vmap`.
+        FieldError: they are hidden by a transform of `torch.func`.
     """
     try:
         return torch.tensor(x.detach().flatten().tolist(), dtype=torch.float64)
     except RuntimeError as error:
-        if "vmap" not in str(error):
+        if not re.search("vmap|have storage", str(error)):
             raise
         raise FieldError(
-            "per_sample solves each image of a batch by itself, and torch.func.vmap hides the batch: leave one out"
+            "per_sample decides each image's steps by its numbers, which torch.func (vmap, grad) hides: leave one out"
         ) from error
 
 

@@ -1,8 +1,8 @@
 """Steps under error control of each image by itself: a time, a step size, an acceptance and an end of its own.
 
 The controller's numbers are on the host, in float64, one for each image that is not yet at t1: an attempted step
-costs one device-to-host synchronisation, for the images' error ratios. An image at t1 leaves the batch; one whose step
-is rejected tries again beside those that go on.
+costs one device-to-host synchronisation, for the images' error ratios, and another where one is not finite. An image at
+t1 leaves the batch; one whose step is rejected tries again beside those that go on.
 
 Source: Lienen and Guennemann, "torchode: A Parallel ODE Solver for PyTorch", 2022, arXiv:2210.12375.
 """
@@ -236,16 +236,13 @@ def part(step: Step, which: Tensor) -> Step:
 def state_of_each(method: RungeKutta, problem: Problem, solution: Solution, time: float) -> Tensor:
     """The images' states at a time within the interval; see `Solver.state_at`."""
     y = solution.y.clone()
-    missing = torch.ones(len(y), dtype=torch.bool, device=y.device)
+    missing = torch.ones(len(y), dtype=torch.bool)
     for step in solution.steps:
-        images = torch.arange(len(y), device=y.device) if step.images is None else step.images
-        assert isinstance(step.t, Tensor)
-        assert isinstance(step.h, Tensor)
-        fraction = ((time - step.t) / step.h).flatten()
-        inside = torch.nonzero((fraction <= 1.0) & missing[images]).flatten()
-        if len(inside):
-            x = column(fraction[inside], y)
-            here = Step(step.t[inside], step.h[inside], step.y[inside], x)
-            y[images[inside]] = method.replay(problem.field, here)
+        images = torch.arange(len(y)) if step.images is None else step.images.cpu()
+        fraction = torch.as_tensor((time - step.t) / step.h).flatten().cpu()
+        inside = (fraction <= 1.0) & missing[images]
+        if inside.any():
+            here = replace(part(step, inside), fraction=column(fraction[inside], y))
+            y[images[inside].to(y.device)] = method.replay(problem.field, here)
             missing[images[inside]] = False
     return y
