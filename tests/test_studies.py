@@ -28,7 +28,7 @@ from odenet_lightning.solvers import Dopri5, Midpoint
 from odenet_lightning.studies import STUDIES, loop, recipes, run, training
 from odenet_lightning.studies import steps as steps_study
 from odenet_lightning.studies.command import run_command
-from odenet_lightning.studies.cost import COLUMNS, TOLERANCES, Cost
+from odenet_lightning.studies.cost import TOLERANCES, Cost
 from odenet_lightning.studies.depth import half_width
 from odenet_lightning.studies.digits import Digits
 from odenet_lightning.studies.flow import separation
@@ -240,9 +240,8 @@ def test_cost_tests_the_same_digits_at_every_tolerance(measured: dict[str, list[
 
 def test_cost_compares_seed_by_seed() -> None:
     def row(name: str, strength: float | None, seed: int, evaluations: float, accuracy: float) -> Row:
-        measured = {
-            f"{key}_{t:g}": v for t in TOLERANCES for key, v in zip(COLUMNS, (evaluations, accuracy), strict=True)
-        }
+        values = {"evaluations": evaluations, "accuracy": accuracy}
+        measured = {f"{key}_{tolerance:g}": value for tolerance in TOLERANCES for key, value in values.items()}
         return {"regularizer": name, "strength": strength, "seed": seed, "seconds": 1.0, **measured}
 
     rows = [row("none", None, seed, 20.0 + 20 * seed, 0.5 + 0.1 * seed) for seed in range(3)]

@@ -118,7 +118,6 @@ class Jacobian(_Integral):
 
     Not when training time matters: each derivative is differentiated again, which takes a training step two to four
     times as long as with `Kinetic`. A field run by torch.compile is refused, as that has no second derivatives.
-    Several processes seeded alike draw the same v for different images.
 
     Source: Finlay, Jacobsen, Nurbekyan, Oberman 2020, "How to train your neural ODE", arXiv:2002.02798.
 

@@ -15,7 +15,8 @@ class RandomEnd(Regularizer):
     """STEER: in training, each solve ends at a t1 drawn evenly from (1 - width, 1 + width) instead of at 1.
 
     Dynamics that change fast near the end no longer pay. Adds nothing to the loss; `reg/end` is the end drawn. For any
-    solver and gradient method. The expected cost stays that of t1 = 1. A field that depends on t is met at t > 1, too.
+    solver and gradient method. A field that depends on t is met at t > 1, too. Several processes may draw different
+    ends. Not with a few fixed steps, which a longer interval only makes larger.
 
     Source: Ghosh, Behl, Dupont, Torr, Namboodiri 2020, "STEER: Simple Temporal Regularization For Neural ODEs",
     arXiv:2006.10711.

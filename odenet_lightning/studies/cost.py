@@ -114,31 +114,21 @@ class Cost(Study):
         """Accuracy against evaluations at each tolerance: means over seeds with their standard deviations."""
         figure = new_figure(9.6, 3.8)
         panels = figure.subplots(1, len(TOLERANCES), sharey=True)
-        groups = groups_of(rows)
         for axes, tolerance in zip(panels, TOLERANCES, strict=True):
             for index, name in enumerate((NONE, *REGULARIZERS)):
-                mine = [group for (other, _), group in groups.items() if other == name]
-                points = [[numbers(group, f"{key}_{tolerance:g}") for group in mine] for key in COLUMNS]
-                evaluations, accuracies = points[0], [[100 * value for value in values] for values in points[1]]
-                axes.errorbar(
-                    [statistics.mean(values) for values in evaluations],
-                    [statistics.mean(values) for values in accuracies],
-                    xerr=[spread(values) for values in evaluations],
-                    yerr=[spread(values) for values in accuracies],
-                    label=name,
-                    elinewidth=0.8,
-                    **series_style(index),
-                )
-                for strength, x, y in zip(REGULARIZERS.get(name, (None, ()))[1], evaluations, accuracies, strict=False):
-                    axes.annotate(f"{strength:g}", (statistics.mean(x), statistics.mean(y)), fontsize=7)
+                mine = {strength: group for (other, strength), group in groups_of(rows).items() if other == name}
+                evaluations = [numbers(group, f"evaluations_{tolerance:g}") for group in mine.values()]
+                accuracies = [[100 * a for a in numbers(group, f"accuracy_{tolerance:g}")] for group in mine.values()]
+                x, y = (list(map(statistics.mean, values)) for values in (evaluations, accuracies))
+                errors = {"xerr": list(map(spread, evaluations)), "yerr": list(map(spread, accuracies))}
+                axes.errorbar(x, y, **errors, label=name, elinewidth=0.8, **series_style(index))
+                for strength, place in zip(mine, zip(x, y, strict=True), strict=True):
+                    axes.annotate(strength or "", place, (4, 3), textcoords="offset points", fontsize=7)
             axes.set(title=f"Dopri5 at {tolerance:g}", xlabel="evaluations (NFE)")
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("test accuracy, %: mean and sd over seeds")
         panels[-1].legend(fontsize=8)
         return figure
-
-
-COLUMNS = ("evaluations", "accuracy")
 
 
 def groups_of(rows: list[Row]) -> dict[tuple[str, Any], list[Row]]:

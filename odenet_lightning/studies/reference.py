@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from odenet_lightning.studies.cost import TOLERANCES, Cost
 from odenet_lightning.studies.depth import Depth
 from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.study import Row, Value, number
@@ -208,6 +209,20 @@ def depth() -> str:
     return markdown(("trunk", "parameters", "test accuracy, 95 % interval", "seconds", "n"), lines)
 
 
+def cost() -> str:
+    """What each regularizer saves and loses against none."""
+    lines = [
+        [
+            *(str(line["regularizer"]), shown(line["strength"])),
+            *(f"{line[f'evaluations_{tolerance:g}']:.1f}" for tolerance in TOLERANCES),
+            *(str(line["saved"] or MISSING), str(line["points"] or MISSING), str(line["accuracy"]), str(line["n"])),
+        ]
+        for line in Cost().table(reference("cost"))
+    ]
+    heads = ("trained with", "strength", *(f"evaluations at {tolerance:g}" for tolerance in TOLERANCES))
+    return markdown((*heads, "saved, %", "points", "test accuracy", "n"), lines)
+
+
 def paper() -> str:
     """Evaluations and error at each tolerance after training with the adjoint, and the evaluations before."""
     rows = [row for row in reference("paper") if row["rtol"] is not None]
@@ -256,5 +271,6 @@ def digits() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **{"results": results, "recipes": recipes, "choice": choice},
     **{"steps": lambda: pairs("steps"), "loop": lambda: pairs("loop"), "evaluate": lambda: pairs("evaluate", "s")},
-    **{"gradients": gradients, "solvers": solvers, "depth": depth, "paper": paper, "flow": flow, "digits": digits},
+    **{"gradients": gradients, "solvers": solvers, "depth": depth, "cost": cost, "paper": paper, "flow": flow},
+    "digits": digits,
 }
