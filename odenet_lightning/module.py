@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from odenet_lightning.checkpoints.restorable import Restorable
 from odenet_lightning.compiling import compile_network
+from odenet_lightning.data import DataError, FolderDataModule
 from odenet_lightning.divergence import refuse_loss
 from odenet_lightning.gradients import UnknownTensorError
 from odenet_lightning.models import CLASSES, Classifier, ODENet
@@ -21,7 +22,7 @@ from odenet_lightning.optimizers import learning_rates
 from odenet_lightning.schedules import Schedule, refuse_unknown, scheduler_of
 from odenet_lightning.skipping import OnSolverError, Skips
 from odenet_lightning.solvers import SolverError
-from odenet_lightning.trainer import is_shown
+from odenet_lightning.trainer import datamodule, is_shown
 from odenet_lightning.unsupported import refuse_unsupported
 
 Batch = tuple[Tensor, Tensor]
@@ -33,8 +34,8 @@ class ClassifierModule(Restorable):
     To resume bit-for-bit in a `Trainer` of your own, give it `callbacks.Resume()`, as the command line does.
 
     Args:
-        net: images `[B, C, H, W]` -> logits `[B, K]`; by default the post's `ODENet`. The built-in networks take
-            1 x 28 x 28 images and have K = 10.
+        net: images `[B, C, H, W]` -> logits `[B, K]`; by default the post's `ODENet`, for MNIST. The built-in networks
+            have `image_shape` and `classes` for other data.
         optimizer: makes the optimiser from the parameters.
         schedule: "one_cycle" (Smith and Topin 2019; its peak is the optimiser's lr, and momentum or the first beta,
             where there is one, swings between 0.95 and 0.85), "cosine" to zero (Loshchilov and Hutter 2017), both
@@ -44,6 +45,8 @@ class ClassifierModule(Restorable):
             16-mixed, whose scaler needs every batch.
         compile: compile the ODE blocks' fields with torch.compile, or the whole network if it has no ODE block. Takes
             a minute at the start; state-dict keys stay the same.
+        class_names: of the K classes, for pictures and predictions; by default those of this project's data, when it is
+            trained or tested on them. Checkpoints keep them.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class ClassifierModule(Restorable):
         schedule: Schedule = "one_cycle",
         on_solver_error: OnSolverError = "raise",
         compile: bool = False,
+        class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
         refuse_unknown(schedule)
@@ -61,7 +65,7 @@ class ClassifierModule(Restorable):
         self.net = net or ODENet()
         self.optimizer_of = optimizer
         self.schedule: Schedule = schedule
-        self.skips, self.compiles = Skips(on_solver_error), compile
+        self.skips, self.compiles, self.class_names = Skips(on_solver_error), compile, class_names
         # a micro average comes out right whatever the number of classes
         accuracies = (MulticlassAccuracy(CLASSES, average="micro", validate_args=False) for _ in range(3))
         self.train_acc, self.val_acc, self.test_acc = accuracies
@@ -139,8 +143,7 @@ class ClassifierModule(Restorable):
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         images, _ = batch
-        confidence, digit = self(images).softmax(1).max(1)
-        return {"digit": digit, "confidence": confidence, "images": images[:, 0]}
+        return {"probabilities": self(images).softmax(1), "images": images}
 
     @override
     def configure_optimizers(self) -> Any:
@@ -153,6 +156,23 @@ class ClassifierModule(Restorable):
     @override
     def setup(self, stage: str) -> None:
         refuse_unsupported(self.trainer, self.skips.allowed)
+        if stage != "predict":
+            self._take_class_names()
         if self.compiles and stage == "fit":
             compile_network(self.net, self.trainer.strategy.root_device)
             self.compiles = False  # once
+
+    def _take_class_names(self) -> None:
+        """From this project's data; refuse other classes than those that the network was trained on."""
+        data = datamodule(self.trainer)
+        if data is None:
+            return
+        names, known = list(data.class_names), self.class_names
+        if known is None:
+            self.class_names = self.hparams["class_names"] = names
+        elif len(known) != len(names) or (isinstance(data, FolderDataModule) and known != names):
+            other = [name for name in known if name not in names], [name for name in names if name not in known]
+            raise DataError(
+                f"the network was trained on {len(known)} classes, the data have {len(names)}; missing there: "
+                f"{', '.join(other[0]) or 'none'}; unknown to the network: {', '.join(other[1]) or 'none'}"
+            )

@@ -6,7 +6,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.data import ImageDataModule
 
 
 def is_written(trainer: Trainer) -> bool:
@@ -32,10 +32,10 @@ def tensorboard(trainer: Trainer) -> SummaryWriter | None:
     return None
 
 
-def datamodule(trainer: Trainer) -> MNISTDataModule | None:
+def datamodule(trainer: Trainer) -> ImageDataModule | None:
     """The run's data module, where it is this project's."""
     data = getattr(trainer, "datamodule", None)
-    return data if isinstance(data, MNISTDataModule) else None
+    return data if isinstance(data, ImageDataModule) else None
 
 
 def continue_at(fit_loop: dict[str, Any], accumulated: int) -> bool:

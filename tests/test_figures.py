@@ -83,7 +83,7 @@ def test_feature_maps_share_one_scale() -> None:
 
 
 def test_contact_sheet_says_what_it_leaves_out() -> None:
-    figure = contact_sheet(torch.rand(70, 28, 28), [f"{i}.png" for i in range(70)], [3] * 70, [0.5] * 70)
+    figure = contact_sheet(torch.rand(70, 28, 28), [f"{i}.png" for i in range(70)], ["3"] * 70, [0.5] * 70)
     assert figure.axes[0].get_title() == "70 pictures, the first 64"
     assert texts(figure)[0] == "3 (50%)\n0.png"
     assert len(texts(figure)) == 64
