@@ -1,6 +1,7 @@
 import gc
 import weakref
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +58,26 @@ def test_digits_have_their_texts_above_them() -> None:
     assert columns[:4] == columns[4:8] == sorted(set(columns))
     assert len(set(rows)) == 3
     assert axes.get_title() == "nine"
+
+
+def test_pictures_in_colour() -> None:
+    """Side by side, from [-1, 1] to matplotlib's [0, 1], on white."""
+    images = torch.stack([torch.full((3, 5, 4), -1.0), torch.tensor([1.0, -1.0, 0.0])[:, None, None].expand(3, 5, 4)])
+    shown = torch.tensor(draw_digits(images, ["a", "b"], "two", columns=2).axes[0].images[0].get_array())
+    assert shown[0, :4].tolist() == [[0.0, 0.0, 0.0]] * 4
+    assert shown[0, 4].tolist() == [1.0, 1.0, 1.0]
+    assert shown[4, -1].tolist() == [1.0, 0.0, 0.5]
+    feature_maps = draw_feature_maps(images[1], torch.rand(1, 2, 3, 3), [0.0])
+    assert feature_maps.axes[0].images[0].get_array().shape == (5, 4, 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("classes", [10, 62])
+def test_cells_of_a_confusion_matrix_have_room(classes: int) -> None:
+    figure = draw_confusion(torch.full((classes, classes), 88), [f"name {label}" for label in range(classes)])
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    cell = axes.get_window_extent().width / classes
+    assert max(text.get_window_extent().width for text in axes.texts) < cell
 
 
 def test_no_digits_is_a_figure_too() -> None:

@@ -6,7 +6,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from odenet_lightning.checkpoints.read import data_class, kept_data, kept_model, load_checkpoint
 from odenet_lightning.checkpoints.trust import refuse_foreign
-from odenet_lightning.cli.argv import CommandLine
+from odenet_lightning.cli.argv import DATA, CommandLine
 from odenet_lightning.cli.errors import UsageError
 from odenet_lightning.cli.layers import is_spec, same_class
 from odenet_lightning.data import FolderDataModule
@@ -59,7 +59,8 @@ def data_settings(kind: Any, data: dict[str, Any], root: Any, line: CommandLine)
         line: the command line.
     """
     if kind is FolderDataModule:
-        if line.data_class is None or same_class(line.data_class, FOLDERS):
+        named = line.data_class or (DATA if names_class(line.given("data")) else None)
+        if named is None or same_class(named, FOLDERS):
             place = {"root": root} if isinstance(root, str) else {}
             return {"data": {"class_path": FOLDERS, "init_args": {**data, **place}}}
         return {}

@@ -62,11 +62,11 @@ def class_folders(folder: Path) -> dict[str, Path]:
     found = folders_in(folder)
     where = printable(str(folder))
     if len(found) < 2:
-        has = f"only the class {printable(next(iter(found)))!r}" if found else "no folders"
+        has = f"only the class '{printable(next(iter(found)))}'" if found else "no folders"
         raise FolderError(f"{where} has {has}: give every class a folder of its name, and at least two of them")
     for name in found:
         if not name.isascii() and os.fsencode(name) != name.encode(errors="replace"):
-            raise FolderError(f"{where} has a folder whose name is not UTF-8, {printable(name)!r}: rename it")
+            raise FolderError(f"{where} has a folder whose name is not UTF-8, '{printable(name)}': rename it")
     return found
 
 

@@ -91,7 +91,7 @@ class FolderDataModule(ImageDataModule):
         for name, count in zip(names, counts, strict=True):
             if count <= len(missing):
                 raise FolderError(
-                    f"class {printable(name)!r} has {count} picture(s) to train on that can be read, and needs at "
+                    f"class '{printable(name)}' has {count} picture(s) to train on that can be read, and needs at "
                     f"least {len(missing) + 1}: add some, or remove its folder"
                 )
         shares = (self.val_share if "val" in missing else 0, self.test_share if "test" in missing else 0)

@@ -66,13 +66,11 @@ class Composed(Classifier):
 
 
 def check_images(image_shape: ImageShape, classes: int, smallest: int) -> None:
-    """Refuse images that are none or smaller than a network's layers need, and less than two classes."""
+    """Refuse images without channels or smaller than a network's layers need, and less than two classes."""
     channels, height, width = image_shape
     if channels < 1 or min(height, width) < smallest:
         shape = " x ".join(map(str, image_shape))
-        raise ValueError(
-            f"image_shape must be channels, height and width, at least 1 x {smallest} x {smallest}, not {shape}"
-        )
+        raise ValueError(f"image_shape must be at least 1 x {smallest} x {smallest}, not {shape}")
     if classes < 2:
         raise ValueError(f"classes must be at least 2, not {classes!r}")
 
