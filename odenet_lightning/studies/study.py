@@ -130,9 +130,7 @@ class Study(ABC):
         if self.digits is None:
             checkpoint = load_checkpoint(self.checkpoint) if self.checkpoint else {}
             if data_class(checkpoint) is FolderDataModule:
-                raise ValueError(
-                    f"{self.checkpoint} was trained on other pictures than digits, which studies look into"
-                )
+                raise ValueError(f"{self.checkpoint} was trained on pictures that studies do not look into")
             kept = kept_data(checkpoint)
             split = {key: kept[key] for key in ("val_size", "split_seed") if key in kept}
             if self.source not in ("auto", kept.get("source", self.source)):
