@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from odenet_lightning.block import ODEBlock
-from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.data import FolderDataModule, MNISTDataModule
 from odenet_lightning.models import Classifier, ODENet, PaperODENet, PaperResNet, ResNet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.optimizers import MuonWithAdamW
@@ -16,6 +16,7 @@ except PackageNotFoundError:  # source that is not installed
 __all__ = [
     "Classifier",
     "ClassifierModule",
+    "FolderDataModule",
     "MNISTDataModule",
     "MuonWithAdamW",
     "ODEBlock",

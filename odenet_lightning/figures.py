@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -50,7 +51,8 @@ def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure
         counts: `[K, K]`, rows true, columns predicted.
         names: of the K classes, by default their numbers.
     """
-    figure = new_figure(6.0, 5.4)
+    size = max(6.0, 0.36 * len(counts) + 1.0)  # inches; a cell has room for three digits
+    figure = new_figure(size, 0.9 * size)
     axes = figure.subplots()
     counts = counts.detach().cpu()
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
@@ -75,24 +77,36 @@ def draw_confusion(counts: Tensor, names: Sequence[str] | None = None) -> Figure
 
 
 def tile(images: Tensor, columns: int, gap: int, fill: float) -> Tensor:
-    """Images `[N, H, W]` side by side in rows, with a gap between them: one picture `[H', W']`.
+    """Images `[N, H, W]` or `[N, C, H, W]` side by side in rows, with a gap between them: one picture.
 
     Drawn as one, since every axes of a figure costs more time than a hundred small pictures.
     """
-    count, height, width = images.shape
+    (count, *channels), (height, width) = images.shape[:-2], images.shape[-2:]
     rows = -(-count // columns)
-    sheet = images.new_full((rows * (height + gap) - gap, columns * (width + gap) - gap), fill)
+    sheet = images.new_full((*channels, rows * (height + gap) - gap, columns * (width + gap) - gap), fill)
     for index, image in enumerate(images):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = image
+        sheet[..., top : top + height, left : left + width] = image
     return sheet
+
+
+def show(axes: Axes, image: Tensor) -> None:
+    """Draw an image in [-1, 1]: in colour `[3, H, W]`, else grey `[H, W]` or the first channel of `[C, H, W]`.
+
+    What is NaN is left white.
+    """
+    image = image.detach().cpu().float()
+    if image.dim() == 3 and len(image) == 3:
+        axes.imshow(((image.movedim(0, -1) + 1) / 2).clamp(0, 1).nan_to_num(1.0).numpy())
+    else:
+        axes.imshow((image if image.dim() == 2 else image[0]).numpy(), cmap="gray")
 
 
 def draw_digits(images: Tensor, titles: Sequence[str], title: str, columns: int = 8) -> Figure:
     """Digits in a grid, each with a line or two of text above.
 
     Args:
-        images: `[N, H, W]` in [-1, 1].
+        images: `[N, H, W]` or `[N, C, H, W]`, in [-1, 1].
         titles: N short texts.
         title: of the whole figure; also what is shown where N is 0.
         columns: digits per row.
@@ -105,9 +119,9 @@ def draw_digits(images: Tensor, titles: Sequence[str], title: str, columns: int 
     axes.set_title(title, pad=24)
     if len(images) == 0:
         return figure
-    height, width = images.shape[1:]
+    height, width = images.shape[-2:]
     gap = lines * height // 3
-    axes.imshow(tile(images.detach().cpu().float(), columns, gap, fill=float("nan")).numpy(), cmap="gray")
+    show(axes, tile(images.detach().cpu().float(), columns, gap, fill=float("nan")))
     for index, text in enumerate(titles):
         x = index % columns * (width + gap) + width / 2
         axes.text(x, index // columns * (height + gap) - 1.5, text, ha="center", va="bottom", fontsize=8)
@@ -115,46 +129,48 @@ def draw_digits(images: Tensor, titles: Sequence[str], title: str, columns: int 
 
 
 def draw_feature_maps(image: Tensor, states: Tensor, times: Sequence[float]) -> Figure:
-    """One digit's state on its way through an ODE block: channels down, time across.
+    """One image's state on its way through an ODE block: channels down, time across.
 
     Args:
-        image: the digit, `[H, W]`.
+        image: `[H, W]` or `[C, H, W]`.
         states: `[T, C, H', W']`; at most 8 channels are drawn.
         times: T times in [0, 1].
     """
     states = states.detach().cpu().float()[:, :8]
     count, channels, height, width = states.shape
     figure = new_figure(1.15 * (count + 1) + 0.6, 1.15 * channels + 0.5)
-    digit, maps = figure.subplots(1, 2, width_ratios=[1, count])
-    digit.imshow(image.detach().cpu().numpy(), cmap="gray")
-    digit.set(xticks=[], yticks=[], title="digit", anchor="N")
+    picture, maps = figure.subplots(1, 2, width_ratios=[1, count])
+    show(picture, image)
+    picture.set(xticks=[], yticks=[], title="image", anchor="N")
     gap = 3
     sheet = tile(states.transpose(0, 1).flatten(0, 1), count, gap, fill=float("nan"))
     largest = float(states.abs().max())
-    picture = maps.imshow(sheet.numpy(), cmap=SIGNED, vmin=-largest, vmax=largest)
+    drawn = maps.imshow(sheet.numpy(), cmap=SIGNED, vmin=-largest, vmax=largest)
     maps.set_xticks([i * (width + gap) + width / 2 for i in range(count)], [f"t = {time:g}" for time in times])
     maps.set_yticks([i * (height + gap) + height / 2 for i in range(channels)], [str(i + 1) for i in range(channels)])
     maps.xaxis.tick_top()
     maps.tick_params(length=0)
     maps.set(ylabel="channel", anchor="N")
     maps.spines[:].set_visible(False)
-    figure.colorbar(picture, ax=maps, label="state y(t), one scale for all", shrink=0.8)
+    figure.colorbar(drawn, ax=maps, label="state y(t), one scale for all", shrink=0.8)
     return figure
 
 
-def contact_sheet(images: Tensor, names: Sequence[str], digits: Sequence[int], confidences: Sequence[float]) -> Figure:
+def contact_sheet(
+    images: Tensor, names: Sequence[str], predictions: Sequence[str], confidences: Sequence[float]
+) -> Figure:
     """Predictions for the user's images, drawn as the network saw them; at most 64 are drawn.
 
     Args:
-        images: `[N, 28, 28]`.
+        images: `[N, C, H, W]` in [-1, 1].
         names: N file names.
-        digits: N predictions.
+        predictions: N names of classes.
         confidences: N probabilities of them.
     """
     shown = images[:64]
     titles = [
-        f"{digit} ({confidence:.0%})\n{shorten(name)}"
-        for digit, confidence, name in zip(digits, confidences, names, strict=True)
+        f"{shorten(prediction, 10)} ({confidence:.0%})\n{shorten(name)}"
+        for prediction, confidence, name in zip(predictions, confidences, names, strict=True)
     ][: len(shown)]
     left_out = len(images) - len(shown)
     return draw_digits(shown, titles, f"{len(images)} pictures" + (f", the first {len(shown)}" if left_out else ""))

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from odenet_lightning.checkpoints.restorable import OBJECTS, Restorable
 from odenet_lightning.compiling import compile_network
+from odenet_lightning.data import DataError, FolderDataModule
 from odenet_lightning.divergence import refuse_loss
 from odenet_lightning.gradients import UnknownTensorError
 from odenet_lightning.graphs import StepGraphs
@@ -35,8 +36,8 @@ class ClassifierModule(Restorable):
     To resume bit-for-bit in a `Trainer` of your own, give it `callbacks.Resume()`, as the command line does.
 
     Args:
-        net: images `[B, C, H, W]` -> logits `[B, K]`; by default the post's `ODENet`. The built-in networks take
-            1 x 28 x 28 images and have K = 10.
+        net: images `[B, C, H, W]` -> logits `[B, K]`; by default the post's `ODENet`, for MNIST. The built-in networks
+            have `image_shape` and `classes` for other data.
         optimizer: makes the optimiser from the parameters.
         schedule: "one_cycle" (Smith and Topin 2019; its peak is the optimiser's lr, and momentum or the first beta,
             where there is one, swings between 0.95 and 0.85), "cosine" to zero (Loshchilov and Hutter 2017), both
@@ -49,6 +50,8 @@ class ClassifierModule(Restorable):
             a minute at the start; state-dict keys stay the same.
         cuda_graph: run training steps of fixed-step solves as CUDA graphs (see `graphs`), with the same numbers to
             rounding; steps that cannot be one run as usual, with a warning. Its gain has not been measured on a GPU.
+        class_names: of the K classes, for pictures and predictions; by default those of this project's data, when it is
+            trained or tested on them. Checkpoints keep them.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ClassifierModule(Restorable):
         compile: bool = False,
         regularizer: Regularizer | None = None,
         cuda_graph: bool = False,
+        class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
         refuse_unknown(schedule)
@@ -68,7 +72,7 @@ class ClassifierModule(Restorable):
         self.net = net or ODENet()
         self.optimizer_of, self.regularizer = optimizer, regularizer
         self.schedule: Schedule = schedule
-        self.skips, self.compiles = Skips(on_solver_error), compile
+        self.skips, self.compiles, self.class_names = Skips(on_solver_error), compile, class_names
         self.wants_graphs = cuda_graph
         self.graphs: StepGraphs | None = None
         # a micro average comes out right whatever the number of classes
@@ -168,8 +172,7 @@ class ClassifierModule(Restorable):
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         images, _ = batch
-        confidence, digit = self(images).softmax(1).max(1)
-        return {"digit": digit, "confidence": confidence, "images": images[:, 0]}
+        return {"probabilities": self(images).softmax(1), "images": images}
 
     @override
     def configure_optimizers(self) -> Any:
@@ -182,14 +185,14 @@ class ClassifierModule(Restorable):
     @override
     def setup(self, stage: str) -> None:
         refuse_unsupported(self.trainer, self.skips.allowed)
+        if stage != "predict":
+            self._take_class_names()
         if self.compiles and stage == "fit":
             compile_network(self.net, self.trainer.strategy.root_device)
             self.compiles = False  # once
-        self.graphs = (
-            StepGraphs(self, self.net, lambda *batch: self._losses(*batch)[:2])
-            if self.wants_graphs and stage == "fit"
-            else None
-        )
+        self.graphs = None
+        if self.wants_graphs and stage == "fit":
+            self.graphs = StepGraphs(self, self.net, lambda *batch: self._losses(*batch)[:2])
         data = datamodule(self.trainer)
         if data is not None:  # a graph takes their preparation along
             data.hands_out_pixels = self.graphs is not None
@@ -197,3 +200,18 @@ class ClassifierModule(Restorable):
     @override
     def teardown(self, stage: str) -> None:
         self.graphs = None  # with the memory that they hold
+
+    def _take_class_names(self) -> None:
+        """From this project's data; refuse other classes than those that the network was trained on."""
+        data = datamodule(self.trainer)
+        if data is None:
+            return
+        names, known = list(data.class_names), self.class_names
+        if known is None:
+            self.class_names = self.hparams["class_names"] = names
+        elif len(known) != len(names) or (isinstance(data, FolderDataModule) and known != names):
+            other = [name for name in known if name not in names], [name for name in names if name not in known]
+            raise DataError(
+                f"the network was trained on {len(known)} classes, the data have {len(names)}; missing there: "
+                f"{', '.join(other[0]) or 'none'}; unknown to the network: {', '.join(other[1]) or 'none'}"
+            )

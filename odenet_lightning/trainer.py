@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.data import ImageDataModule
 
 
 def is_written(trainer: Trainer) -> bool:
@@ -34,10 +34,10 @@ def tensorboard(trainer: Trainer) -> SummaryWriter | None:
     return None
 
 
-def datamodule(trainer: Trainer) -> MNISTDataModule | None:
+def datamodule(trainer: Trainer) -> ImageDataModule | None:
     """The run's data module, where it is this project's."""
     data = getattr(trainer, "datamodule", None)
-    return data if isinstance(data, MNISTDataModule) else None
+    return data if isinstance(data, ImageDataModule) else None
 
 
 def validation_images(trainer: Trainer, most: int) -> Tensor:

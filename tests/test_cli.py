@@ -178,7 +178,7 @@ def test_predict_writes_a_table_and_a_sheet(
     with (workdir / "lightning_logs/version_0/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 20
-    right = sum(Path(row["file"]).name[0] == row["digit"] for row in rows)
+    right = sum(Path(row["file"]).name[0] == row["prediction"] for row in rows)
     assert right >= 16, "dark on light, three times as large: still the same digits"
     assert all(0.1 <= float(row["confidence"]) <= 1.0 for row in rows)
     with Image.open(workdir / "lightning_logs/version_0/predictions.png") as sheet:
@@ -233,8 +233,8 @@ def test_predict_writes_a_table_and_a_sheet(
         (["test", "--ckpt_path", "good.ckpt", "--model.net.channels", "5", *SAMPLE], "does not fit the network"),
         (["fit", "--ckpt_path", "good.ckpt", "--trainer.max_epochs", "9"], "resume with the same length"),
         (["predict", "--ckpt_path", "good.ckpt"], "--data.images DIR"),
-        (["predict", "--ckpt_path", "good.ckpt", "--data.images", "nowhere"], "cannot read the folder nowhere"),
-        (["predict", "--ckpt_path", "good.ckpt", "--data.images", "empty"], "no .png, .jpg or .jpeg file in empty"),
+        (["predict", "--ckpt_path", "good.ckpt", "--data.images", "nowhere"], "cannot read 'nowhere': no such file"),
+        (["predict", "--ckpt_path", "good.ckpt", "--data.images", "empty"], "there is nothing in the folder empty"),
         (["fit", "--data.source", "sample", "--trainer.default_root_dir", "text.ckpt/logs"], "text.ckpt"),
         pytest.param(
             ["fit", "--trainer.accelerator", "gpu"],

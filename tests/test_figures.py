@@ -1,6 +1,7 @@
 import gc
 import weakref
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,6 +60,26 @@ def test_digits_have_their_texts_above_them() -> None:
     assert axes.get_title() == "nine"
 
 
+def test_pictures_in_colour() -> None:
+    """Side by side, from [-1, 1] to matplotlib's [0, 1], on white."""
+    images = torch.stack([torch.full((3, 5, 4), -1.0), torch.tensor([1.0, -1.0, 0.0])[:, None, None].expand(3, 5, 4)])
+    shown = torch.tensor(draw_digits(images, ["a", "b"], "two", columns=2).axes[0].images[0].get_array())
+    assert shown[0, :4].tolist() == [[0.0, 0.0, 0.0]] * 4
+    assert shown[0, 4].tolist() == [1.0, 1.0, 1.0]
+    assert shown[4, -1].tolist() == [1.0, 0.0, 0.5]
+    feature_maps = draw_feature_maps(images[1], torch.rand(1, 2, 3, 3), [0.0])
+    assert feature_maps.axes[0].images[0].get_array().shape == (5, 4, 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("classes", [10, 62])
+def test_cells_of_a_confusion_matrix_have_room(classes: int) -> None:
+    figure = draw_confusion(torch.full((classes, classes), 88), [f"name {label}" for label in range(classes)])
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    cell = axes.get_window_extent().width / classes
+    assert max(text.get_window_extent().width for text in axes.texts) < cell
+
+
 def test_no_digits_is_a_figure_too() -> None:
     assert ink(draw_digits(torch.zeros(0, 28, 28), [], "none wrong")) > 0
 
@@ -83,7 +104,7 @@ def test_feature_maps_share_one_scale() -> None:
 
 
 def test_contact_sheet_says_what_it_leaves_out() -> None:
-    figure = contact_sheet(torch.rand(70, 28, 28), [f"{i}.png" for i in range(70)], [3] * 70, [0.5] * 70)
+    figure = contact_sheet(torch.rand(70, 28, 28), [f"{i}.png" for i in range(70)], ["3"] * 70, [0.5] * 70)
     assert figure.axes[0].get_title() == "70 pictures, the first 64"
     assert texts(figure)[0] == "3 (50%)\n0.png"
     assert len(texts(figure)) == 64

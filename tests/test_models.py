@@ -307,3 +307,41 @@ def test_position_head_starts_as_an_average() -> None:
     head, y = PositionHead(5).eval(), torch.rand(2, 5, 7, 7)
     expected = head.fc(F.silu(head.norm(y)).mean((2, 3)))
     torch.testing.assert_close(head(y), expected)
+
+
+SMALLEST = {ODENet: 4, ResNet: 4, PaperODENet: 6, PaperResNet: 6, AugmentedODENet: 1, PyramidODENet: 4}
+
+
+@pytest.mark.parametrize("net", SMALLEST)
+def test_networks_for_other_images_and_classes(net: type[Classifier]) -> None:
+    """Odd sides and the smallest ones, too."""
+    small = SMALLEST[net]
+    for channels, height, width, classes in ((3, 40, 32, 26), (1, 9, 13, 2), (2, small, small, 3)):
+        made = make(net, image_shape=(channels, height, width), classes=classes)
+        logits = made.train()(torch.rand(4, channels, height, width) * 2 - 1)
+        assert logits.shape == (4, classes)
+        F.cross_entropy(logits, torch.arange(4) % classes).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("net", SMALLEST)
+def test_images_and_classes_are_checked(net: type[Classifier]) -> None:
+    small = SMALLEST[net]
+    for shape in ((1, small - 1, 28), (1, 28, small - 1), (0, 28, 28)):
+        with pytest.raises(ValueError, match=f"image_shape must be at least 1 x {small} x {small}, not {shape[0]} x "):
+            net(image_shape=shape)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="classes must be at least 2, not 1"):
+        net(classes=1)  # type: ignore[call-arg]
+
+
+def test_other_shapes_parameters() -> None:
+    """By the book, for 3 x 40 x 32 images in 26 classes: 38 x 30 after the stem, 19 x 15 after the pool."""
+    stem, field, head = 27 * 6 + 6 + 12, 9 * 36 + 6 + 12, 26 * 6 * 19 * 15 + 26
+    assert ODENet(image_shape=(3, 40, 32), classes=26).num_params == stem + field + head
+
+
+@pytest.mark.parametrize("size", [(26, 26), (7, 11), (2, 3)])
+def test_the_head_s_pool_is_torch_s(size: tuple[int, int]) -> None:
+    """Of an odd side the last row is left out by both."""
+    head, y = Head(5, (1, size[0] + 2, size[1] + 2), 4), torch.randn(2, 5, *size)
+    torch.testing.assert_close(head(y), head.fc(F.avg_pool2d(y, 2).flatten(1)))

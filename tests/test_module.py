@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet, ResNet
 from odenet_lightning.callbacks import EvaluationCounts, Pictures, Resume
@@ -240,12 +240,8 @@ def test_mixed_precision_stays_close_to_float32(tmp_path: Path) -> None:
 def test_num_params_and_plain_hyperparameters() -> None:
     module = ClassifierModule(ODENet(solver=Euler(num_steps=3)))
     assert module.num_params == 10_564
-    assert dict(module.hparams) == {
-        "schedule": "one_cycle",
-        "on_solver_error": "raise",
-        "compile": False,
-        "cuda_graph": False,
-    }
+    plain = {"schedule": "one_cycle", "on_solver_error": "raise", "compile": False}
+    assert dict(module.hparams) == plain | {"cuda_graph": False, "class_names": None}
 
 
 def test_a_batch_without_a_loss_is_not_left_out_of_the_mean(tmp_path: Path) -> None:
@@ -317,3 +313,19 @@ def test_strategies_that_spawn_are_refused(
     with pytest.raises(SystemExit):
         main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *args])
     assert "use --trainer.strategy ddp" in capsys.readouterr().err
+
+
+def test_accuracy_is_right_for_any_number_of_classes(tmp_path: Path) -> None:
+    """Of 26 classes three quarters are right, those from the tenth on, too."""
+
+    class Known(Classifier):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)
+
+    labels = torch.arange(26).repeat(4)
+    guessed = torch.where(torch.arange(104) < 78, labels, (labels + 1) % 26)
+    data = TensorDataset(F.one_hot(guessed, 26).float(), labels)
+    module = ClassifierModule(Known())
+    (scores,) = trainer_in(tmp_path).test(module, DataLoader(data, 16), verbose=False)
+    assert scores["test/acc"] == pytest.approx(0.75)
+    assert module.class_names is None, "nobody has named them"

@@ -26,7 +26,7 @@ from odenet_lightning.solvers import (
     Tsit5,
 )
 from odenet_lightning.solvers import per_sample as module
-from odenet_lightning.solvers.problem import nothing
+from odenet_lightning.solvers.problem import unchanged
 from tests.problems import relative_error
 
 ADAPTIVE: list[type[AdaptiveRungeKutta]] = [Bosh3, Dopri5, Tsit5]
@@ -107,7 +107,7 @@ def test_cost_is_what_was_evaluated(
 ) -> None:
     y0, field, rows = states(count), Spin(), 0
     solver = method(10**exponent, 10**exponent, first_step=first_step, per_sample=True)
-    problem = Problem(field, y0, 0.2, 0.2 + span, record=nothing)
+    problem = Problem(field, y0, 0.2, 0.2 + span, record=unchanged)
     solution = solver.solve(problem)  # the first one of a field looks at it more closely
 
     def add(module: nn.Module, args: tuple[Tensor, Tensor]) -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from odenet_lightning.data import image_folder, load_sample
-from odenet_lightning.data.image_folder import FolderError, like_mnist, load_folder, read_digit
+from odenet_lightning.data import load_sample
+from odenet_lightning.data.image_folder import like_mnist, read_digit
+from odenet_lightning.data.picture_files import FolderError, load_pictures
 
 
 @pytest.fixture
@@ -96,17 +97,18 @@ def test_folder_goes_on_past_what_it_cannot_read(tmp_path: Path, digit: Tensor) 
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     (tmp_path / "two\nlines.png").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
-    (tmp_path / "readme.txt").write_text("not looked at")
+    (tmp_path / "readme.txt").write_text("no picture")
+    (tmp_path / ".hidden").write_text("not looked at")
     Image.new("L", (50, 50), 255).save(tmp_path / "blank.png")
     Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "postscript.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    Image.new("L", (50, 50), 255).save(tmp_path / "gif.png", format="GIF")
+    Image.new("L", (50, 50), 255).save(tmp_path / "pcx.png", format="PCX")
     Image.new("L", (50, 50), 0).save(tmp_path / "odd.png", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x02")
-    images, paths, bad = load_folder(tmp_path)
+    images, paths, bad = load_pictures([tmp_path], read_digit)
     assert images.shape == (1, 28, 28)
     assert [path.name for path in paths] == ["good.png"]
-    assert len(bad) == 12
+    assert len(bad) == 13
     assert not any("\n" in line for line in bad)
     told = "\n".join(bad)
     for part in (
@@ -115,7 +117,10 @@ def test_folder_goes_on_past_what_it_cannot_read(tmp_path: Path, digit: Tensor) 
         "'blank.png': nothing to see",
         r"'two\nlines.png'",
         "'pipe.png': not a file",
-        "'gif.png': not a picture",
+        "'postscript.png': not a picture",
+        "'folder.png': a folder",
+        "'loop.png': a link that leads nowhere",
+        "'readme.txt': its name does not end like a picture's",
     ):
         assert part in told
 
@@ -127,26 +132,28 @@ def test_folder_without_pictures_is_refused(tmp_path: Path, content: str) -> Non
         folder.write_text("")
     elif content != "missing":
         folder.mkdir()
-        (folder / ("a.png" if content == "unreadable" else "a.txt")).write_text("no picture")
-    with pytest.raises(FolderError, match="folder"):
-        load_folder(folder)
+        if content == "unreadable":
+            (folder / "a.png").write_text("no picture")
+    told = {
+        "missing": "cannot read 'folder': no such file",
+        "empty": "there is nothing in the folder",
+        "file": "'folder'",
+    }
+    with pytest.raises(FolderError, match=told.get(content, "cannot read 'a.png': not a picture")):
+        load_pictures([folder], read_digit)
 
 
-def test_whatever_a_reader_raises_is_one_picture_s_fault(
-    tmp_path: Path, digit: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_a_reader_raises_is_one_picture_s_fault(tmp_path: Path, digit: Tensor) -> None:
     """Pillow raises struct.error for some broken EXIF blocks."""
     for name in ("a.png", "b.png"):
         save(tmp_path / name, digit)
-    whole = image_folder.read_digit
 
     def fails_once(path: Path) -> Tensor:
         if path.name == "a.png":
             raise struct.error("unpack requires a buffer of 2 bytes")
-        return whole(path)
+        return read_digit(path)
 
-    monkeypatch.setattr(image_folder, "read_digit", fails_once)
-    _, paths, bad = load_folder(tmp_path)
+    _, paths, bad = load_pictures([tmp_path], fails_once)
     assert [path.name for path in paths] == ["b.png"]
     assert bad == ["'a.png': unpack requires a buffer of 2 bytes"]
 

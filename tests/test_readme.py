@@ -140,3 +140,9 @@ def test_a_trained_network_is_loaded(workdir: Path, sample_root: Path) -> None:
     names: dict[str, Any] = {}
     exec(python("load_from_checkpoint("), names)
     assert names["module"](torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_a_network_for_ones_own_pictures_works(workdir: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(python("FolderDataModule"), names)
+    assert names["module"](torch.zeros(2, 3, 40, 32)).shape == (2, 26)

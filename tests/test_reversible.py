@@ -116,7 +116,7 @@ def test_error_control(method: RungeKutta) -> None:
     back = solver.solve(Problem(problem.field, solution.y, problem.t1, problem.t0))
     assert relative_error(back.y, problem.y0) < 200 * tolerance
     assert solution.stats.next_step is not None
-    enough = solution.stats.evaluations
+    enough = int(solution.stats.evaluations)
     assert solver.solve(Problem(problem.field, problem.y0, problem.t0, problem.t1, max_nfe=enough)).stats.accepted
     with pytest.raises(SolverError, match=f"max_nfe = {enough - 1}"):
         solver.solve(Problem(problem.field, problem.y0, problem.t0, problem.t1, max_nfe=enough - 1))

@@ -1,4 +1,4 @@
-"""The type of the module that these callbacks work with."""
+"""The module that these callbacks work with, and the names of its classes."""
 
 from lightning import LightningModule
 
@@ -9,3 +9,9 @@ def classifier(module: LightningModule) -> ClassifierModule:
     """The module as a `ClassifierModule`: these callbacks work with no other."""
     assert isinstance(module, ClassifierModule)
     return module
+
+
+def class_names(module: LightningModule, count: int) -> list[str]:
+    """The names of a network's K classes; their numbers where it does not know them."""
+    names = classifier(module).class_names
+    return names if names is not None and len(names) == count else [str(label) for label in range(count)]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 from typing_extensions import override
 
-from odenet_lightning.callbacks.classifier import classifier
-from odenet_lightning.figures import draw_confusion, draw_digits, draw_feature_maps, release
-from odenet_lightning.trainer import datamodule, tensorboard
+from odenet_lightning.callbacks.classifier import class_names, classifier
+from odenet_lightning.figures import draw_confusion, draw_digits, draw_feature_maps, release, shorten
+from odenet_lightning.trainer import tensorboard
 
 MISTAKES = 32  # misclassified digits drawn
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -69,7 +69,7 @@ class Pictures(Callback):
         self.confusion.update(predicted, labels)
         self.example = images[:1] if self.example is None else self.example
         for index in (predicted != labels).nonzero().flatten()[: MISTAKES - len(self.mistakes)]:
-            self.mistakes.append((images[index, 0].cpu(), int(labels[index]), int(predicted[index])))
+            self.mistakes.append((images[index].cpu(), int(labels[index]), int(predicted[index])))
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,11 +79,9 @@ class Pictures(Callback):
         if tensorboard(trainer) is None or self.example is None:
             return
         wrong = int(counts.sum() - counts.diagonal().sum())
-        data = datamodule(trainer)
-        named = data.class_names if data is not None else ()
-        names = named if len(named) == len(counts) else [str(label) for label in range(len(counts))]
+        names = [shorten(name) for name in class_names(pl_module, len(counts))]
         add_figure(trainer, "val/confusion", draw_confusion(counts, names))
-        images = torch.stack([image for image, _, _ in self.mistakes]) if self.mistakes else torch.zeros(0, 28, 28)
+        images = torch.stack([image for image, _, _ in self.mistakes]) if self.mistakes else self.example[:0]
         taken = " taken for " if max(map(len, names)) < 5 else "\nfor "
         titles = [f"{names[true]}{taken}{names[predicted]}" for _, true, predicted in self.mistakes]
         title = f"{wrong} of {int(counts.sum())} validation images wrong"
@@ -107,4 +105,4 @@ class Pictures(Callback):
                 handle.remove()
                 states = block.trajectory(inputs[0], TIMES)[:, 0]
             tag = "val/feature_maps" if index == 0 else f"val/feature_maps_block_{index + 1}"
-            add_figure(trainer, tag, draw_feature_maps(image[0, 0], states, TIMES))
+            add_figure(trainer, tag, draw_feature_maps(image[0], states, TIMES))

@@ -10,14 +10,15 @@ from jsonargparse import ArgumentParser
 from torch.optim import Optimizer
 
 from odenet_lightning.checkpoints.trust import RefusedCheckpoint, refuse_foreign, texts_of_module
-from odenet_lightning.data import MNISTDataModule, Source
+from odenet_lightning.data import FolderDataModule, ImageDataModule, MNISTDataModule, Source
 from odenet_lightning.models import Classifier
 from odenet_lightning.regularizers import Regularizer
 
 TRAIN_ONE = "train one with 'python -m odenet_lightning fit'"
 
 # settings of the data that a checkpoint brings along: another split or set would be a trap; root is this machine's
-KEPT_DATA = ("batch_size", "val_size", "split_seed", "augment")
+KEPT_DATA = ("batch_size", "val_size", "split_seed", "augment", "image_size", "colour", "val_share", "test_share")
+DATA_CLASSES = (MNISTDataModule, FolderDataModule)
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -38,7 +39,8 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise RefusedCheckpoint(
             f"{path} is not a checkpoint that can be read (truncated, or another kind of file)"
         ) from e
-    parts = ("state_dict", "hyper_parameters", "datamodule_hyper_parameters", MNISTDataModule.__qualname__)
+    data_parts = ("datamodule_hyper_parameters", *(kind.__qualname__ for kind in DATA_CLASSES))
+    parts = ("state_dict", "hyper_parameters", *data_parts)
     if (
         not isinstance(checkpoint, dict)
         or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
@@ -87,9 +89,20 @@ def kept_model(hparams: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in hparams.items() if not str(key).startswith("_")}
 
 
+def data_class(checkpoint: dict[str, Any]) -> type[ImageDataModule] | None:
+    """Which of this project's data modules a checkpoint was trained with; None if with another."""
+    path = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")
+    for kind in DATA_CLASSES:
+        is_own = path is None or re.fullmatch(rf"odenet_lightning\.([a-z_.]+\.)?{kind.__qualname__}", str(path))
+        if is_own and kind.__qualname__ in checkpoint:
+            return kind
+    return None
+
+
 def kept_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The settings of the data that a checkpoint was trained with, and the set that it really used."""
     hparams = checkpoint.get("datamodule_hyper_parameters", {})
-    kept_ones = {key: hparams[key] for key in KEPT_DATA if isinstance(hparams.get(key), bool | int | dict)}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in hparams.items()}
+    kept_ones = {key: plain[key] for key in KEPT_DATA if isinstance(plain.get(key), bool | int | float | list | dict)}
     used = checkpoint.get(MNISTDataModule.__qualname__, {}).get("digits_used")
     return kept_ones | ({"source": used} if used in get_args(Source) else {})

@@ -37,10 +37,11 @@ from odenet_lightning.checkpoints.restorable import OBJECTS
 from odenet_lightning.cli.argv import CommandLine, bare_data, defaults
 from odenet_lightning.cli.choices import RunLength, drawn_seed
 from odenet_lightning.cli.errors import UsageError, condense, explain, is_lost_process, named_in_errors
-from odenet_lightning.cli.layers import flat, is_spec
+from odenet_lightning.cli.layers import arguments, flat, is_spec
 from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, how_to_resume, interrupted
 from odenet_lightning.cli.resume import of_checkpoint, refuse_another_optimizer
-from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.cli.shape import take_shape
+from odenet_lightning.data import ImageDataModule, MNISTDataModule
 from odenet_lightning.divergence import DivergenceError
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import SolverError
@@ -71,10 +72,13 @@ class CLI(LightningCLI):
 
     def __init__(self, line: CommandLine, **kwargs: Any) -> None:
         self.line = line
+        # a checkpoint brings the model and the split it was trained with; configs and flags win, in this order
+        self.trained = of_checkpoint(line.checkpoint, line) if line.checkpoint is not None else {}
+        self.data_class = line.data_class or self.trained.get("data", {}).get("class_path")
         super().__init__(
             ClassifierModule,
-            # a data module of the user's own goes by its class; the built-in one's settings have no class before them
-            None if line.data_class else MNISTDataModule,
+            # any other data module goes by its class; the built-in one's settings have no class before them
+            None if self.data_class else MNISTDataModule,
             parser_class=Parser,
             seed_everything_default=defaults()["seed_everything"],
             auto_configure_optimizers=False,
@@ -96,11 +100,10 @@ class CLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """A checkpoint brings the model and the split it was trained with; configs and flags win, in this order."""
+        """Parse the defaults, the checkpoint's settings, the configs and the flags, later ones over earlier ones."""
         command, path = self.line.command, self.line.checkpoint
-        trained = of_checkpoint(path, self.line) if path is not None else {}
-        base, given = self.line.settings(trained)
-        if not self.line.data_class:
+        base, given = self.line.settings(self.trained)
+        if not self.data_class:
             base, given = bare_data(base), bare_data(given)
         else:
             base.pop("data", None)
@@ -110,9 +113,10 @@ class CLI(LightningCLI):
         configs = [f"--config={yaml.safe_dump(given)}"] if given else []
         flags = [*self.line.parsed_flags, *(["--ckpt_path", path] if path is not None else [])]
         self.config = parser.parse_args([command, *configs, *flags])
+        take_shape(self.config[command], command, is_trained=bool(self.trained))
         if path is not None and command == "fit":
             refuse_another_optimizer(
-                trained["model"].get("optimizer"), self.config.as_dict()["fit"]["model"]["optimizer"]
+                self.trained["model"].get("optimizer"), self.config.as_dict()["fit"]["model"]["optimizer"]
             )
         self.config[command].seed_everything = drawn_seed(self.config[command].seed_everything)
 
@@ -180,8 +184,8 @@ class CLI(LightningCLI):
         self._dump_config()
         for key in OBJECTS:
             self.model.hparams[key] = self.config_dump["model"][key]
-        if isinstance(self.datamodule, MNISTDataModule):
-            self.datamodule.hparams["augment"] = self.config_dump["data"]["augment"]
+        if isinstance(self.datamodule, ImageDataModule):
+            self.datamodule.hparams["augment"] = arguments(self.config_dump["data"])["augment"]
 
     def before_fit(self) -> None:
         """Say what is about to be trained."""
@@ -223,8 +227,8 @@ class CLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Refuse to predict without pictures, or in several processes."""
-        if isinstance(self.datamodule, MNISTDataModule) and self.datamodule.images is None:
-            raise UsageError("predict needs a folder of PNG or JPEG digits: --data.images DIR")
+        if isinstance(self.datamodule, ImageDataModule) and not self.datamodule.images:
+            raise UsageError("predict needs your pictures, a folder or a file: --data.images DIR")
         if self.trainer.world_size > 1:
             raise UsageError("predict runs in one process: --trainer.devices 1")
 

@@ -11,18 +11,19 @@ from odenet_lightning.cli.errors import UsageError
 
 # epochs of a run that is given no length: more gain little accuracy on a full set or on the sample
 FULL_EPOCHS = 3
-DEFAULT_EPOCHS = {"sample": 16}
+SMALL_EPOCHS = 16
+SMALL = 10_000  # training images
 
 
 class RunLength(Callback):
-    """Gives a run without a length one that suits its digits (`DEFAULT_EPOCHS`)."""
+    """Gives a run without a length one that suits the number of its training images."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":  # the digits are known now, the schedule is not yet made
             data = datamodule(trainer)
-            used = data.digits_used if data is not None else None
-            trainer.fit_loop.max_epochs = DEFAULT_EPOCHS.get(used or "", FULL_EPOCHS)
+            is_small = data is not None and len(data.parts["train"]) < SMALL
+            trainer.fit_loop.max_epochs = SMALL_EPOCHS if is_small else FULL_EPOCHS
 
 
 def drawn_seed(seed: bool | int) -> bool | int:

@@ -13,7 +13,7 @@ from odenet_lightning.checkpoints.best import ACCURACY
 from odenet_lightning.checkpoints.read import kept_model, load_checkpoint
 from odenet_lightning.checkpoints.trust import foreign_texts
 from odenet_lightning.cli.errors import PROGRAM
-from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.data import ImageDataModule, MNISTDataModule
 from odenet_lightning.module import ClassifierModule
 
 Rows = list[tuple[str, str]]
@@ -42,7 +42,7 @@ def accuracy_beside(monitor: str, path: str) -> str:
 
 def end_of_fit(trainer: Trainer, model: ClassifierModule, data: LightningDataModule) -> str:
     """The table printed after a fit."""
-    rows: Rows = [("digits", digits(data))] if isinstance(data, MNISTDataModule) else [("data", type(data).__name__)]
+    rows: Rows = [("digits", digits(data))] if isinstance(data, ImageDataModule) else [("data", type(data).__name__)]
     rows.append(("trained", f"{trainer.current_epoch} epochs, {trainer.global_step:,} steps"))
     path, score = best_checkpoint(trainer)
     if score is not None:
@@ -57,7 +57,7 @@ def end_of_fit(trainer: Trainer, model: ClassifierModule, data: LightningDataMod
     return "\n" + "\n".join(f"{name:<16} {value}" for name, value in rows)
 
 
-def digits(data: MNISTDataModule) -> str:
+def digits(data: ImageDataModule) -> str:
     """Which digits a run has seen, and how many."""
     train, val = (len(data.parts[part]) for part in ("train", "val"))
     return f"{data.digits_used} ({train:,} to train, {val:,} to validate)"
@@ -66,15 +66,20 @@ def digits(data: MNISTDataModule) -> str:
 def next_commands(trainer: Trainer, model: ClassifierModule, data: LightningDataModule, path: str) -> Rows:
     """Commands for a checkpoint, ready to run."""
     given = f"--ckpt_path {os.path.relpath(path)}"
-    mnist = data if isinstance(data, MNISTDataModule) else None
-    settings: list[Any] = [kept_model(dict(model.hparams)), mnist.hparams["augment"] if mnist else None]
+    own = data if isinstance(data, ImageDataModule) else None
+    settings: list[Any] = [
+        kept_model(dict(model.hparams)) | {"class_names": None},
+        own.hparams["augment"] if own else None,
+    ]
     # classes of the user's own are imported only where the user names them
-    if (mnist is None or foreign_texts(settings, set())) and isinstance(trainer.logger, TensorBoardLogger):
+    if (own is None or foreign_texts(settings, set())) and isinstance(trainer.logger, TensorBoardLogger):
         given = f"--config {os.path.relpath(Path(trainer.logger.log_dir) / 'config.yaml')} {given}"
-    if mnist is None:
+    if own is None:
         return [("test it", f"{PROGRAM} test {given}")]
-    again = f" --data.root {mnist.root}" if str(mnist.root) != "data" else ""
-    again += f" --data.source {mnist.source}" if mnist.source != "auto" else ""
+    again = ""
+    if isinstance(own, MNISTDataModule):  # other data modules' checkpoints keep their root
+        again = f" --data.root {own.root}" if str(own.root) != "data" else ""
+        again += f" --data.source {own.source}" if own.source != "auto" else ""
     return [
         ("test it", f"{PROGRAM} test {given}{again}"),
         ("predict", f"{PROGRAM} predict {given} --data.images DIR"),

@@ -4,12 +4,14 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from odenet_lightning.checkpoints.read import kept_data, kept_model, load_checkpoint
+from odenet_lightning.checkpoints.read import data_class, kept_data, kept_model, load_checkpoint
 from odenet_lightning.checkpoints.trust import refuse_foreign
-from odenet_lightning.cli.argv import CommandLine
+from odenet_lightning.cli.argv import DATA, CommandLine
 from odenet_lightning.cli.errors import UsageError
 from odenet_lightning.cli.layers import is_spec, same_class
-from odenet_lightning.data import MNISTDataModule
+from odenet_lightning.data import FolderDataModule
+
+FOLDERS = "odenet_lightning.FolderDataModule"
 
 
 def of_checkpoint(path: str, line: CommandLine) -> dict[str, Any]:
@@ -25,23 +27,44 @@ def of_checkpoint(path: str, line: CommandLine) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     model, data = kept_model(checkpoint.get("hyper_parameters", {})), kept_data(checkpoint)
     remedy = "give the config that it was trained with, too (--config FILE)"
-    refuse_foreign({"model": model, "data": data}, path, line.trusted, remedy)
+    names = model.pop("class_names", None)  # texts of any kind, which nothing reads as class paths
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        model["class_names"] = names
+    refuse_foreign({"model": {**model, "class_names": None}, "data": data}, path, line.trusted, remedy)
     if line.command == "fit" and not checkpoint.get("optimizer_states"):
         raise UsageError(f"{path} holds weights without the optimiser's state: no run can be resumed from it")
     refuse_to_guess(path, model, line)
-    own = checkpoint.get("datamodule_hyper_parameters", {}).get("_class_path")
-    if own and not line.data_class:
+    hparams, kind = checkpoint.get("datamodule_hyper_parameters", {}), data_class(checkpoint)
+    own = hparams.get("_class_path")
+    if own and kind is None and not line.data_class:
         raise UsageError(f"{path} was trained on the data of {own}: name it, too (--data {own})")
-    parts = {"datamodule_hyper_parameters", MNISTDataModule.__qualname__}
-    if not line.data_class and not parts & checkpoint.keys():
+    if not line.data_class and kind is None and "datamodule_hyper_parameters" not in checkpoint:
         rank_zero_warn(f"{path} does not say which data it was trained on: this run takes MNIST or its sample")
-    augment = checkpoint.get("datamodule_hyper_parameters", {}).get("augment")
+    augment = hparams.get("augment")
     if line.command == "fit" and isinstance(augment, str) and line.given("data", "augment") is None:
         rank_zero_warn(
             f"{path} was trained with {augment}, and does not say with which settings: this run takes the default "
             f"augmentation; to have the same, name it (--data.augment {augment})"
         )
-    return {"model": model, **({"data": {"init_args": data}} if data and not line.data_class else {})}
+    return {"model": model, **data_settings(kind, data, hparams.get("root"), line)}
+
+
+def data_settings(kind: Any, data: dict[str, Any], root: Any, line: CommandLine) -> dict[str, Any]:
+    """A checkpoint's settings of its data, unless the command line names other data.
+
+    Args:
+        kind: the data module's class, where it is this project's.
+        data: its settings, without root.
+        root: its folder, which comes along for pictures of the user's own: there is no other place to look for them.
+        line: the command line.
+    """
+    if kind is FolderDataModule:
+        named = line.data_class or (DATA if names_class(line.given("data")) else None)
+        if named is None or same_class(named, FOLDERS):
+            place = {"root": root} if isinstance(root, str) else {}
+            return {"data": {"class_path": FOLDERS, "init_args": {**data, **place}}}
+        return {}
+    return {"data": {"init_args": data}} if data and not line.data_class else {}
 
 
 def refuse_to_guess(path: str, model: dict[str, Any], line: CommandLine) -> None:

@@ -1,9 +1,11 @@
-"""Digits: where they come from, how they are split, and batches of them."""
+"""Images: where they come from, how they are split, and batches of them."""
 
+from odenet_lightning.data.base import ImageDataModule, normalise
 from odenet_lightning.data.batches import EpochOrder, EvaluationBatches, TrainingBatches
 from odenet_lightning.data.datasets import DataError, Digits, Source
-from odenet_lightning.data.image_folder import FolderError, load_folder
-from odenet_lightning.data.module import MNISTDataModule, normalise
+from odenet_lightning.data.folders import FolderDataModule
+from odenet_lightning.data.module import MNISTDataModule
+from odenet_lightning.data.picture_files import FolderError, load_pictures
 from odenet_lightning.data.sample import load_sample
 
 __all__ = [
@@ -11,11 +13,13 @@ __all__ = [
     "Digits",
     "EpochOrder",
     "EvaluationBatches",
+    "FolderDataModule",
     "FolderError",
+    "ImageDataModule",
     "MNISTDataModule",
     "Source",
     "TrainingBatches",
-    "load_folder",
+    "load_pictures",
     "load_sample",
     "normalise",
 ]

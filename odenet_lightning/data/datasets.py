@@ -1,4 +1,4 @@
-"""MNIST and its relatives of the same form: their files, read, checked and split."""
+"""MNIST, its relatives and other known sets: their files, read, checked and split."""
 
 import hashlib
 from collections.abc import Callable
@@ -8,9 +8,26 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchvision.datasets import EMNIST, KMNIST, MNIST, QMNIST, FashionMNIST
+from torchvision.datasets import CIFAR10, EMNIST, KMNIST, MNIST, QMNIST, SVHN, FashionMNIST
 
-Source = Literal["auto", "mnist", "sample", "fashionmnist", "kmnist", "qmnist", "emnist-digits"]
+ImageShape = tuple[int, int, int]  # channels, height, width
+Source = Literal[
+    "auto",
+    "mnist",
+    "sample",
+    "digits8x8",
+    "fashionmnist",
+    "kmnist",
+    "qmnist",
+    "emnist-digits",
+    "emnist-letters",
+    "emnist-balanced",
+    "emnist-byclass",
+    "emnist-bymerge",
+    "emnist-mnist",
+    "cifar10",
+    "svhn",
+]
 
 # SHA-256 of the four unpacked files
 MNIST_FILES = {
@@ -27,7 +44,7 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Digits:
-    """Images, uint8 `[N, 28, 28]`, and their labels, int64 `[N]`."""
+    """Images, uint8, grey `[N, H, W]` or in colour `[N, 3, H, W]`, and their labels, int64 `[N]`."""
 
     images: Tensor
     labels: Tensor
@@ -45,32 +62,81 @@ class Digits:
 
 @dataclass(frozen=True)
 class Relative:
-    """A data set of torchvision's with 28 x 28 images and ten classes, which it downloads and checks itself."""
+    """A data set of torchvision's, which it downloads and checks itself.
 
-    open: Callable[..., MNIST]  # (root, train=..., download=...)
+    Attributes:
+        open: (root, train=..., download=...) -> one part.
+        folder: where torchvision keeps the files, under root.
+        mirrors: where it downloads them from.
+        class_names: of the K classes.
+        image_shape: channels, height, width.
+    """
+
+    open: Callable[..., Digits]
     folder: str
     mirrors: tuple[str, ...]
     class_names: tuple[str, ...]
+    image_shape: ImageShape = (1, 28, 28)
 
 
-def open_emnist(root: str, **kwargs: Any) -> MNIST:
-    """EMNIST's split of digits."""
-    return EMNIST(root, split="digits", **kwargs)
+def relative(kind: type[MNIST], names: tuple[str, ...]) -> Relative:
+    """A set with MNIST's layout."""
+
+    def opened(root: str, **kwargs: Any) -> Digits:
+        part = kind(root, **kwargs)
+        return Digits(part.data, part.targets)
+
+    return Relative(opened, f"{kind.__name__}/raw", tuple(kind.mirrors), names)
+
+
+def open_qmnist(root: str, **kwargs: Any) -> Digits:
+    """QMNIST's parts, whose labels' first of eight columns is the class; the others tell of the writer."""
+    part = QMNIST(root, **kwargs)
+    return Digits(part.data, part.targets[:, 0].contiguous())
+
+
+def emnist(split: str) -> Relative:
+    """A split of EMNIST, stored with rows and columns exchanged; the classes of `letters` are counted from 1."""
+    first = int(split == "letters")
+
+    def opened(root: str, **kwargs: Any) -> Digits:
+        part = EMNIST(root, split=split, **kwargs)
+        return Digits(part.data.transpose(1, 2).contiguous(), part.targets - first)
+
+    return Relative(opened, "EMNIST/raw", (EMNIST.url,), tuple(EMNIST.classes_split_dict[split][first:]))
+
+
+def open_cifar10(root: str, **kwargs: Any) -> Digits:
+    """CIFAR-10's parts (Krizhevsky 2009)."""
+    part = CIFAR10(root, **kwargs)
+    return Digits(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+
+
+def open_svhn(root: str, train: bool, download: bool) -> Digits:
+    """The parts of Street View House Numbers, cropped (Netzer et al. 2011), without its `extra`."""
+    folder = Path(root) / "SVHN"
+    if download:
+        folder.mkdir(parents=True, exist_ok=True)
+    part = SVHN(str(folder), split="train" if train else "test", download=download)
+    return Digits(torch.from_numpy(part.data).contiguous(), torch.from_numpy(part.labels))
 
 
 DIGITS = tuple("0123456789")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RELATIVES = {
-    "mnist": Relative(MNIST, "MNIST", tuple(MNIST.mirrors), DIGITS),
-    "fashionmnist": Relative(FashionMNIST, "FashionMNIST", tuple(FashionMNIST.mirrors), tuple(FashionMNIST.classes)),
-    "kmnist": Relative(KMNIST, "KMNIST", tuple(KMNIST.mirrors), tuple(KMNIST.classes)),
-    "qmnist": Relative(QMNIST, "QMNIST", (QMNIST.resources["train"][0][0],), DIGITS),
-    "emnist-digits": Relative(open_emnist, "EMNIST", (EMNIST.url,), DIGITS),
+    "mnist": relative(MNIST, DIGITS),
+    "fashionmnist": relative(FashionMNIST, tuple(FashionMNIST.classes)),
+    "kmnist": relative(KMNIST, tuple(KMNIST.classes)),
+    "qmnist": Relative(open_qmnist, "QMNIST/raw", (QMNIST.resources["train"][0][0],), DIGITS),
+    **{f"emnist-{split}": emnist(split) for split in EMNIST.splits},
+    "cifar10": Relative(open_cifar10, CIFAR10.base_folder, (CIFAR10.url,), CIFAR10_CLASSES, (3, 32, 32)),
+    "svhn": Relative(open_svhn, "SVHN", (SVHN.split_list["train"][0],), DIGITS, (3, 32, 32)),
 }
 
 
 def raw_folder(root: Path, name: str = "mnist") -> Path:
     """Where torchvision keeps a set's files."""
-    return root / RELATIVES[name].folder / "raw"
+    return root / RELATIVES[name].folder
 
 
 def is_mnist_there(root: Path) -> bool:
@@ -102,24 +168,52 @@ def load(name: str, root: Path) -> tuple[Digits, Digits]:
     """
     if name == "mnist":
         check_files(root)
+    known = RELATIVES[name]
     try:
-        parts = [RELATIVES[name].open(str(root), train=train, download=False) for train in (True, False)]
+        train, test = (known.open(str(root), train=train, download=False) for train in (True, False))
     except Exception as e:  # torchvision's readers check by assertions, sizes and reshaping
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise DataError(
             f"the files of {name} in {raw_folder(root, name)} cannot be read ({reason}): delete them and get them again"
         ) from e
-    train, test = (Digits(part.data, part.targets) for part in parts)
-    if name == "emnist-digits":  # stored with rows and columns exchanged
-        train, test = (Digits(part.images.transpose(1, 2).contiguous(), part.labels) for part in (train, test))
-    if name == "qmnist":  # the class is the first of eight columns about the writer
-        train, test = (Digits(part.images, part.labels[:, 0].contiguous()) for part in (train, test))
+    channels, *size = known.image_shape
+    shape = (*size,) if channels == 1 else known.image_shape
+    classes = set(range(len(known.class_names)))
     for part in (train, test):
-        if part.images.shape != (len(part), 28, 28) or not set(part.labels.unique().tolist()) <= set(range(10)):
+        if part.images.shape != (len(part), *shape) or not set(part.labels.unique().tolist()) <= classes:
             raise DataError(
                 f"the files of {name} in {raw_folder(root, name)} do not fit together: delete them and get them again"
             )
     return train, test
+
+
+def load_digits8x8() -> Digits:
+    """1,797 digits of 8 x 8 pixels that scikit-learn ships (Alpaydin and Kaynak 1998, UCI), 0 to 16 made 0 to 255."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels).mul(255 / 16).round().to(torch.uint8).view(-1, 8, 8)
+    return Digits(images, torch.from_numpy(labels).long())
+
+
+def split_stratified(digits: Digits, val_share: float, test_share: float, seed: int) -> dict[str, Digits]:
+    """Cut validation and test from each class at random, the same shares of every class, and at least an image each.
+
+    Args:
+        digits: all images; of a class with n of them, n * share go, rounded.
+        val_share: of validation; 0 for none.
+        test_share: of test; 0 for none.
+        seed: what the cut is drawn by.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
+    for label in digits.labels.unique():
+        index = (digits.labels == label).nonzero().flatten()
+        index = index[torch.randperm(len(index), generator=generator)]
+        test, val = (max(1, round(share * len(index))) if share else 0 for share in (test_share, val_share))
+        for part, piece in zip(("test", "val", "train"), index.tensor_split((test, test + val)), strict=True):
+            parts[part].append(piece)
+    return {part: digits[torch.cat(index).sort().values] for part, index in parts.items()}
 
 
 def split_off(train: Digits, val_size: int, seed: int) -> dict[str, Digits]:

@@ -1,60 +1,16 @@
-"""A folder of your own images: any size and polarity -> 28 x 28 like MNIST's."""
+"""Your own pictures of digits: any size and polarity -> 28 x 28 like MNIST's."""
 
-import warnings
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg"))
+from odenet_lightning.data.picture_files import opened
+
 BOX = 20  # MNIST fits a digit into 20 x 20 pixels ...
 SIZE = 28  # ... and centres its mass in 28 x 28 (LeCun et al. 1998)
-LARGEST_PIXELS = 50_000_000  # a picture with more is refused before it is unpacked
-
-
-class FolderError(RuntimeError):
-    """A folder of pictures that cannot be used at all."""
-
-
-def load_folder(folder: Path) -> tuple[Tensor, list[Path], list[str]]:
-    """Read every PNG and JPEG of a folder, in the order of names.
-
-    Args:
-        folder: the folder of the pictures; folders inside it are not searched.
-
-    Returns:
-        Digits, uint8 `[N, 28, 28]`; their paths; and a line for each picture that could not be read.
-
-    Raises:
-        FolderError: there is no such folder, or no picture in it that can be read.
-    """
-    try:
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    except OSError as e:
-        raise FolderError(f"cannot read the folder {folder}: {e.strerror}") from e
-    if not paths:
-        raise FolderError(f"no .png, .jpg or .jpeg file in {folder}")
-    digits, good, bad = [], [], []
-    for path in paths:
-        try:
-            digits.append(read_digit(path))
-            good.append(path)
-        except Exception as e:  # noqa: PERF203 -- whatever a broken picture makes its reader raise, the rest goes on
-            bad.append(f"{str(path.name)!r}: {explain(e)}")
-    if not digits:
-        raise FolderError(f"none of the {len(paths)} pictures in {folder} can be read; the first is {bad[0]}")
-    return torch.stack(digits), good, bad
-
-
-def explain(error: Exception) -> str:
-    """An image error in a few words."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_digit(path: Path) -> Tensor:
@@ -63,24 +19,18 @@ def read_digit(path: Path) -> Tensor:
     Raises:
         OSError, ValueError: no picture, a truncated one, one that is too large, or one without ink.
     """
-    if not path.is_file():  # opening a named pipe would wait for ever
-        raise ValueError("not a file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path, formats=("PNG", "JPEG")) as picture:
-            if picture.width * picture.height > LARGEST_PIXELS:
-                raise ValueError(f"too large ({picture.width} x {picture.height} pixels)")
-            picture.draft("L", (512, 512))  # a JPEG can be unpacked smaller at once
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            opaque = upright.convert("RGBA") if "A" in upright.getbands() or "transparency" in upright.info else upright
-            if opaque.mode == "RGBA":
-                opaque = Image.alpha_composite(Image.new("RGBA", opaque.size, paper_of(opaque)), opaque)
-            if opaque.mode.startswith(("I", "F")):
-                grey = V.pil_to_tensor(opaque)[0].to(torch.float32)
-                grey = grey / grey.max().clamp(min=1.0)
-            else:
-                grey = V.pil_to_tensor(opaque.convert("L"))[0].to(torch.float32) / 255
+    with opened(path) as picture:
+        picture.draft("L", (512, 512))  # a JPEG can be unpacked smaller at once
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+        opaque = upright.convert("RGBA") if "A" in upright.getbands() or "transparency" in upright.info else upright
+        if opaque.mode == "RGBA":
+            opaque = Image.alpha_composite(Image.new("RGBA", opaque.size, paper_of(opaque)), opaque)
+        if opaque.mode.startswith(("I", "F")):
+            grey = V.pil_to_tensor(opaque)[0].to(torch.float32)
+            grey = grey / grey.max().clamp(min=1.0)
+        else:
+            grey = V.pil_to_tensor(opaque.convert("L"))[0].to(torch.float32) / 255
     return like_mnist(grey)
 
 

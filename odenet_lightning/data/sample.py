@@ -5,26 +5,17 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from odenet_lightning.data.datasets import DataError, Digits
+from odenet_lightning.data.datasets import DataError, Digits, split_stratified
 
 SAMPLE_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 SAMPLE_CACHE = "mnist-sample-5000.pt"
-SAMPLE_HELD_OUT = 50  # digits per class, for validation and for test each
+SAMPLE_HELD_OUT = 0.1  # of each class, for validation and for test each
 
 
 def split_sample(digits: Digits, seed: int) -> dict[str, Digits]:
     """400 / 50 / 50 digits of each class, at random."""
-    generator = torch.Generator().manual_seed(seed)
-    parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
-    for label in digits.labels.unique():
-        index = (digits.labels == label).nonzero().flatten()
-        index = index[torch.randperm(len(index), generator=generator)]
-        parts["test"].append(index[:SAMPLE_HELD_OUT])
-        parts["val"].append(index[SAMPLE_HELD_OUT : 2 * SAMPLE_HELD_OUT])
-        parts["train"].append(index[2 * SAMPLE_HELD_OUT :])
-    return {part: digits[torch.cat(index).sort().values] for part, index in parts.items()}
+    return split_stratified(digits, SAMPLE_HELD_OUT, SAMPLE_HELD_OUT, seed)
 
 
 def sample_checksum(digits: Digits) -> str:

@@ -1,7 +1,7 @@
 """Image classifiers: stem -> trunk -> head. The networks differ mainly in the trunk."""
 
 from odenet_lightning.models.augmented import AugmentedODENet
-from odenet_lightning.models.base import CLASSES, IMAGE_SIZE, Classifier, Composed, OneBlock
+from odenet_lightning.models.base import CLASSES, IMAGE_SHAPE, Classifier, Composed, ImageShape, OneBlock
 from odenet_lightning.models.paper import PaperODENet, PaperResNet
 from odenet_lightning.models.post import Head, ODENet, ResidualBlock, ResNet, Stem
 from odenet_lightning.models.pyramid import PyramidODENet
@@ -12,7 +12,8 @@ __all__ = [
     "Classifier",
     "Composed",
     "Head",
-    "IMAGE_SIZE",
+    "IMAGE_SHAPE",
+    "ImageShape",
     "ODENet",
     "OneBlock",
     "PaperODENet",

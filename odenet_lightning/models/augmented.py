@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import BottleneckField, Field
 from odenet_lightning.gradients import Backprop, Gradient
-from odenet_lightning.models.base import CLASSES, IMAGE_SIZE, OneBlock, check_positive
+from odenet_lightning.models.base import CLASSES, IMAGE_SHAPE, ImageShape, OneBlock, check_images, check_positive
 from odenet_lightning.solvers import MAX_NFE, Dopri5, Solver
 
 
@@ -24,11 +24,11 @@ class ZeroChannels(nn.Module):
 
 
 class FlatHead(nn.Module):
-    """fc(y) over all pixels of all channels: `[B, C, 28, 28]` -> logits `[B, 10]`."""
+    """fc(y) over all pixels of all channels: `[B, C, H, W]` -> logits `[B, K]`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, image_shape: ImageShape = IMAGE_SHAPE, classes: int = CLASSES) -> None:
         super().__init__()
-        self.fc = nn.Linear(channels * IMAGE_SIZE**2, CLASSES)
+        self.fc = nn.Linear(channels * image_shape[1] * image_shape[2], classes)
 
     def forward(self, y: Tensor) -> Tensor:
         """Return the logits."""
@@ -47,8 +47,10 @@ class AugmentedODENet(OneBlock):
         hidden: width of the field between its convolutions.
         solver: how to solve the ODE, by default Dormand-Prince at 1e-3, the authors' setting.
         gradient: how to differentiate the solve, by default `Backprop`.
-        field: f(t, y) on `[B, 1 + augment_dim, 28, 28]`, by default `BottleneckField`.
+        field: f(t, y) on `[B, image channels + augment_dim, H, W]`, by default `BottleneckField`.
         max_nfe: most evaluations a solve may cost before `SolverError`.
+        image_shape: channels, height and width of the images, at least 1 x 1.
+        classes: K, at least 2.
     """
 
     def __init__(
@@ -59,12 +61,15 @@ class AugmentedODENet(OneBlock):
         gradient: Gradient | None = None,
         field: Field | None = None,
         max_nfe: int = MAX_NFE,
+        image_shape: ImageShape = IMAGE_SHAPE,
+        classes: int = CLASSES,
     ) -> None:
         super().__init__()
         if augment_dim < 0:
             raise ValueError(f"augment_dim must not be negative, not {augment_dim!r}")
         check_positive("hidden", hidden)
-        channels = 1 + augment_dim
+        check_images(image_shape, classes, 1)
+        channels = image_shape[0] + augment_dim
         self.stem = ZeroChannels(augment_dim)
         self.block = ODEBlock(
             field=field or BottleneckField(channels, hidden),
@@ -72,6 +77,6 @@ class AugmentedODENet(OneBlock):
             gradient=gradient or Backprop(),
             max_nfe=max_nfe,
         )
-        self.head = FlatHead(channels)
+        self.head = FlatHead(channels, image_shape, classes)
         # a third less time on a CPU
         self.to(memory_format=torch.channels_last)

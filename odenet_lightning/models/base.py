@@ -6,14 +6,17 @@ from torch import Tensor, nn
 
 from odenet_lightning.block import ODEBlock, ode_blocks
 
+ImageShape = tuple[int, int, int]  # channels, height, width
+
 CLASSES = 10
-IMAGE_SIZE = 28
+IMAGE_SHAPE: ImageShape = (1, 28, 28)  # MNIST's
 
 
 class Classifier(nn.Module, ABC):
     """A network from images `[B, C, H, W]` in [-1, 1] to logits `[B, K]`.
 
-    The built-in networks take 1 x 28 x 28 images and have K = 10 classes.
+    The built-in networks take `image_shape`, (C, H, W), and `classes`, K; by default MNIST's. On the command line both
+    come from the data, for any network whose constructor has these two arguments.
     Subclass it for a network of your own and name the class in a config (`model.net`).
     """
 
@@ -60,6 +63,16 @@ class Composed(Classifier):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits `[B, K]` of images `[B, C, H, W]`."""
         return self.head(self.trunk(self.stem(x)))
+
+
+def check_images(image_shape: ImageShape, classes: int, smallest: int) -> None:
+    """Refuse images without channels or smaller than a network's layers need, and less than two classes."""
+    channels, height, width = image_shape
+    if channels < 1 or min(height, width) < smallest:
+        shape = " x ".join(map(str, image_shape))
+        raise ValueError(f"image_shape must be at least 1 x {smallest} x {smallest}, not {shape}")
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, not {classes!r}")
 
 
 def check_positive(name: str, value: int) -> None:

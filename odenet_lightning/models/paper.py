@@ -6,17 +6,27 @@ from torch.nn import functional as F
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import Field, TimeConvField, group_count
 from odenet_lightning.gradients import Backprop, Gradient
-from odenet_lightning.models.base import CLASSES, Classifier, OneBlock, check_positive
+from odenet_lightning.models.base import (
+    CLASSES,
+    IMAGE_SHAPE,
+    Classifier,
+    ImageShape,
+    OneBlock,
+    check_images,
+    check_positive,
+)
 from odenet_lightning.solvers import MAX_NFE, Dopri5, Solver
+
+SMALLEST = 6  # of an image's sides: 4, 2 and 1 after the stem's convolutions
 
 
 class PaperStem(nn.Module):
     """Two strided convolutions: `[B, 1, 28, 28]` -> `[B, C, 6, 6]` (Chen et al. 2018's code)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, image_channels: int = 1) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, channels, kernel_size=3),
+            nn.Conv2d(image_channels, channels, kernel_size=3),
             nn.GroupNorm(group_count(channels), channels),
             nn.ReLU(),
             nn.Conv2d(channels, channels, kernel_size=4, stride=2, padding=1),
@@ -31,12 +41,12 @@ class PaperStem(nn.Module):
 
 
 class PaperHead(nn.Module):
-    """fc(mean over pixels of relu(norm(y))): `[B, C, H, W]` -> logits `[B, 10]`."""
+    """fc(mean over pixels of relu(norm(y))): `[B, C, H, W]` -> logits `[B, K]`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, classes: int = CLASSES) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(group_count(channels), channels)
-        self.fc = nn.Linear(channels, CLASSES)
+        self.fc = nn.Linear(channels, classes)
 
     def forward(self, y: Tensor) -> Tensor:
         """Return the logits; a mean, since CUDA's adaptive pooling has no deterministic backward pass."""
@@ -50,8 +60,10 @@ class PaperODENet(OneBlock):
         channels: C, width of stem, state and head.
         solver: how to solve the ODE, by default Dormand-Prince at the paper's tolerance of 1e-3.
         gradient: how to differentiate the solve, by default `Backprop`.
-        field: f(t, y) on `[B, C, 6, 6]`, by default the paper's `TimeConvField`.
+        field: f(t, y), on `[B, C, 6, 6]` with MNIST's images, by default the paper's `TimeConvField`.
         max_nfe: most evaluations a solve may cost before `SolverError`.
+        image_shape: channels, height and width of the images, at least 6 x 6.
+        classes: K, at least 2.
     """
 
     def __init__(
@@ -61,17 +73,20 @@ class PaperODENet(OneBlock):
         gradient: Gradient | None = None,
         field: Field | None = None,
         max_nfe: int = MAX_NFE,
+        image_shape: ImageShape = IMAGE_SHAPE,
+        classes: int = CLASSES,
     ) -> None:
         super().__init__()
         check_positive("channels", channels)
-        self.stem = PaperStem(channels)
+        check_images(image_shape, classes, SMALLEST)
+        self.stem = PaperStem(channels, image_shape[0])
         self.block = ODEBlock(
             field=field or TimeConvField(channels),
             solver=solver or Dopri5(rtol=1e-3, atol=1e-3, first_step="warm"),
             gradient=gradient or Backprop(),
             max_nfe=max_nfe,
         )
-        self.head = PaperHead(channels)
+        self.head = PaperHead(channels, classes)
 
 
 class PreActivationBlock(nn.Module):
@@ -98,17 +113,26 @@ class PaperResNet(Classifier):
     Args:
         channels: C, width of stem, trunk and head.
         blocks: number of residual blocks, 0 or more.
+        image_shape: channels, height and width of the images, at least 6 x 6.
+        classes: K, at least 2.
     """
 
-    def __init__(self, channels: int = 64, blocks: int = 6) -> None:
+    def __init__(
+        self,
+        channels: int = 64,
+        blocks: int = 6,
+        image_shape: ImageShape = IMAGE_SHAPE,
+        classes: int = CLASSES,
+    ) -> None:
         super().__init__()
         check_positive("channels", channels)
         if blocks < 0:
             raise ValueError(f"blocks must not be negative, not {blocks!r}")
-        self.stem = PaperStem(channels)
+        check_images(image_shape, classes, SMALLEST)
+        self.stem = PaperStem(channels, image_shape[0])
         self.blocks = nn.Sequential(*(PreActivationBlock(channels) for _ in range(blocks)))
-        self.head = PaperHead(channels)
+        self.head = PaperHead(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits `[B, 10]` of images `[B, 1, 28, 28]`."""
+        """Return the logits `[B, K]` of images `[B, C, H, W]`."""
         return self.head(self.blocks(self.stem(x)))

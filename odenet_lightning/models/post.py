@@ -6,18 +6,26 @@ from torch.nn import functional as F
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import ConvField, Field, group_count
 from odenet_lightning.gradients import Backprop, Gradient
-from odenet_lightning.models.base import CLASSES, IMAGE_SIZE, Classifier, OneBlock, check_positive
+from odenet_lightning.models.base import (
+    CLASSES,
+    IMAGE_SHAPE,
+    Classifier,
+    ImageShape,
+    OneBlock,
+    check_images,
+    check_positive,
+)
 from odenet_lightning.solvers import MAX_NFE, Dopri5, Solver
 
-TRUNK_SIZE = IMAGE_SIZE - 2  # the stem's convolution has no padding
+SMALLEST = 4  # of an image's sides: 2 after the stem's convolution, which has no padding, and 1 after the head's pool
 
 
 class Stem(nn.Module):
     """relu(norm(conv(x))), a 3 x 3 convolution without padding: `[B, 1, 28, 28]` -> `[B, C, 26, 26]`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, image_channels: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, channels, kernel_size=3)
+        self.conv = nn.Conv2d(image_channels, channels, kernel_size=3)
         self.norm = nn.GroupNorm(group_count(channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,17 +34,18 @@ class Stem(nn.Module):
 
 
 class Head(nn.Module):
-    """fc(average pool 2 x 2): `[B, C, 26, 26]` -> logits `[B, 10]`."""
+    """fc(average pool 2 x 2): `[B, C, 26, 26]` -> logits `[B, K]`; of an odd side the last row is left out."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, image_shape: ImageShape = IMAGE_SHAPE, classes: int = CLASSES) -> None:
         super().__init__()
-        self.fc = nn.Linear(channels * (TRUNK_SIZE // 2) ** 2, CLASSES)
+        _, height, width = image_shape
+        self.fc = nn.Linear(channels * ((height - 2) // 2) * ((width - 2) // 2), classes)
 
     def forward(self, y: Tensor) -> Tensor:
         """Return the logits."""
         # F.avg_pool2d's backward pass takes three times as long on the CPU
-        rows = y[:, :, ::2] + y[:, :, 1::2]
-        return self.fc(((rows[..., ::2] + rows[..., 1::2]) / 4).flatten(1))
+        rows = y[:, :, :-1:2] + y[:, :, 1::2]
+        return self.fc(((rows[..., :-1:2] + rows[..., 1::2]) / 4).flatten(1))
 
 
 class ODENet(OneBlock):
@@ -47,8 +56,10 @@ class ODENet(OneBlock):
         solver: how to solve the ODE; by default Dormand-Prince at the post's tolerance of 0.1,
             with the first step carried from batch to batch.
         gradient: how to differentiate the solve, by default `Backprop`.
-        field: f(t, y) on `[B, C, 26, 26]`, by default the post's `ConvField`.
+        field: f(t, y) on `[B, C, H - 2, W - 2]`, by default the post's `ConvField`.
         max_nfe: most evaluations a solve may cost before `SolverError`.
+        image_shape: channels, height and width of the images, at least 4 x 4.
+        classes: K, at least 2.
     """
 
     def __init__(
@@ -58,17 +69,20 @@ class ODENet(OneBlock):
         gradient: Gradient | None = None,
         field: Field | None = None,
         max_nfe: int = MAX_NFE,
+        image_shape: ImageShape = IMAGE_SHAPE,
+        classes: int = CLASSES,
     ) -> None:
         super().__init__()
         check_positive("channels", channels)
-        self.stem = Stem(channels)
+        check_images(image_shape, classes, SMALLEST)
+        self.stem = Stem(channels, image_shape[0])
         self.block = ODEBlock(
             field=field or ConvField(channels),
             solver=solver or Dopri5(rtol=0.1, atol=0.1, first_step="warm"),
             gradient=gradient or Backprop(),
             max_nfe=max_nfe,
         )
-        self.head = Head(channels)
+        self.head = Head(channels, image_shape, classes)
 
 
 class ResidualBlock(nn.Module):
@@ -89,17 +103,26 @@ class ResNet(Classifier):
     Args:
         channels: C, width of stem and trunk, at least 1.
         blocks: N, number of residual blocks, 0 or more; 0 leaves stem and head alone.
+        image_shape: channels, height and width of the images, at least 4 x 4.
+        classes: K, at least 2.
     """
 
-    def __init__(self, channels: int = 6, blocks: int = 6) -> None:
+    def __init__(
+        self,
+        channels: int = 6,
+        blocks: int = 6,
+        image_shape: ImageShape = IMAGE_SHAPE,
+        classes: int = CLASSES,
+    ) -> None:
         super().__init__()
         check_positive("channels", channels)
         if blocks < 0:
             raise ValueError(f"blocks must not be negative, not {blocks!r}")
-        self.stem = Stem(channels)
+        check_images(image_shape, classes, SMALLEST)
+        self.stem = Stem(channels, image_shape[0])
         self.blocks = nn.Sequential(*(ResidualBlock(ConvField(channels)) for _ in range(blocks)))
-        self.head = Head(channels)
+        self.head = Head(channels, image_shape, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits `[B, 10]` of images `[B, 1, 28, 28]`."""
+        """Return the logits `[B, K]` of images `[B, C, H, W]`."""
         return self.head(self.blocks(self.stem(x)))

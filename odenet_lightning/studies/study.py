@@ -13,8 +13,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from odenet_lightning.checkpoints.read import kept_data, load_checkpoint
-from odenet_lightning.data import MNISTDataModule, Source, normalise
+from odenet_lightning.checkpoints.read import data_class, kept_data, load_checkpoint
+from odenet_lightning.data import FolderDataModule, MNISTDataModule, Source, normalise
+from odenet_lightning.models import CLASSES, IMAGE_SHAPE
 
 Value = str | int | float | bool | None
 Row = dict[str, Value]
@@ -127,13 +128,18 @@ class Study(ABC):
     def data(self) -> MNISTDataModule:
         """The digits, loaded once; a checkpoint brings its split, so that it has seen no validation digit."""
         if self.digits is None:
-            kept = kept_data(load_checkpoint(self.checkpoint)) if self.checkpoint else {}
+            checkpoint = load_checkpoint(self.checkpoint) if self.checkpoint else {}
+            if data_class(checkpoint) is FolderDataModule:
+                raise ValueError(f"{self.checkpoint} was trained on pictures that studies do not look into")
+            kept = kept_data(checkpoint)
             split = {key: kept[key] for key in ("val_size", "split_seed") if key in kept}
             if self.source not in ("auto", kept.get("source", self.source)):
                 raise ValueError(
                     f"{self.checkpoint} was trained on {kept['source']}, whose split it brings: --source auto"
                 )
             self.digits = MNISTDataModule(root=self.root, source=kept.get("source", self.source), **split)
+            if (self.digits.image_shape, len(self.digits.class_names)) != (IMAGE_SHAPE, CLASSES):
+                raise ValueError(f"studies take 1 x 28 x 28 images of ten classes, not {self.digits.source}")
             self.digits.prepare_data()
             self.digits.setup("fit")
         return self.digits

@@ -1,0 +1,111 @@
+"""Folders of pictures, one for each class: which parts, classes and files there are."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from odenet_lightning.data.picture_files import FolderError, is_picture, printable
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures of a part, and the numbers of their classes."""
+
+    paths: list[Path]
+    labels: list[int]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a folder is none of the user's own, such as `.ipynb_checkpoints` and `__MACOSX`."""
+    return name.startswith((".", "__"))
+
+
+def folders_in(folder: Path) -> dict[str, Path]:
+    """The folders in a folder by their names, in the order of these.
+
+    Raises:
+        FolderError: it cannot be read.
+    """
+    try:
+        inside = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    except OSError as e:
+        raise FolderError(
+            f"cannot read the folder {printable(str(folder))} ({e.strerror}): --data.root names the folder that holds "
+            "one folder of pictures for each class"
+        ) from e
+    return {path.name: path for path in inside}
+
+
+def part_folders(root: Path) -> dict[str, Path]:
+    """The folders of `train` and, where they are there, `val` and `test`; root itself for `train` if it has no parts.
+
+    Raises:
+        FolderError: root cannot be read, or has parts and no `train`.
+    """
+    inside = folders_in(root)
+    if not inside or not inside.keys() <= set(PARTS):
+        return {"train": root}
+    if "train" not in inside:
+        raise FolderError(f"{printable(str(root))} has no folder train beside {' and '.join(inside)}")
+    return inside
+
+
+def class_folders(folder: Path) -> dict[str, Path]:
+    """The folder of each class, by its name.
+
+    Raises:
+        FolderError: there are less than two, or a name is not text.
+    """
+    found = folders_in(folder)
+    where = printable(str(folder))
+    if len(found) < 2:
+        has = f"only the class '{printable(next(iter(found)))}'" if found else "no folders"
+        raise FolderError(f"{where} has {has}: give every class a folder of its name, and at least two of them")
+    for name in found:
+        if not name.isascii() and os.fsencode(name) != name.encode(errors="replace"):
+            raise FolderError(f"{where} has a folder whose name is not UTF-8, '{printable(name)}': rename it")
+    return found
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures in a folder at any depth, each place once, though links may lead in circles."""
+    found: list[Path] = []
+    top, seen = Path(os.path.realpath(folder)), set[str]()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen or (Path(real) != top and top.is_relative_to(real)):  # a link back, or to a folder around it
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        found += [path for path in (Path(place) / name for name in sorted(files)) if is_picture(path)]
+    return found
+
+
+def listing(folder: Path, names: Sequence[str]) -> Listing:
+    """The pictures of a part's classes.
+
+    Args:
+        folder: the part's.
+        names: of the classes to train on.
+
+    Raises:
+        FolderError: a class without pictures to train on, or one that is not among `names`.
+    """
+    inside = folders_in(folder)
+    foreign = [printable(name) for name in inside if name not in names]
+    if foreign:
+        raise FolderError(
+            f"{printable(str(folder))} has classes that there is nothing to train on for: {', '.join(foreign)}; "
+            "remove their folders, or add pictures of them to train"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        pictures = pictures_in(inside[name]) if name in inside else []
+        paths += pictures
+        labels += [label] * len(pictures)
+    return Listing(paths, labels)
