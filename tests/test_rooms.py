@@ -20,8 +20,11 @@ ROOMS = (
     ("trainer", "compiling", "unsupported"),
     ("checkpoints",),
     ("module",),
+    ("trained",),
     ("callbacks",),
+    ("exporting",),
     ("studies",),
+    ("demo",),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
