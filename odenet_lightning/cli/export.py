@@ -44,17 +44,17 @@ def export(args: list[str]) -> None:
     """
     parser = parser_of_export()
     given = parser.instantiate_classes(parser.parse_args(args))
-    target = Path(given.path)
+    target = Path(given["path"])
     if target.suffix == ".ckpt":
-        WholeCheckpointIO().save_checkpoint(weights_only(load_checkpoint(given.ckpt_path)), target)
+        WholeCheckpointIO().save_checkpoint(weights_only(load_checkpoint(given["ckpt_path"])), target)
         print(f"written   {described(target)}: weights and settings, for --ckpt_path")
         return
     if target.suffix not in FORMATS:
         raise UsageError(f"cannot write {target}: name a file that ends in {', '.join(FORMATS)} or .ckpt")
-    trained = load_trained(given.ckpt_path, given.trusted)
+    trained = load_trained(given["ckpt_path"], given["trusted"])
     for block in trained.net.ode_blocks:
-        block.solver = given.solver or block.solver
-    pixels, labels, images = images_to_check(trained, given.root, given.source)
+        block.solver = given["solver"] or block.solver
+    pixels, labels, images = images_to_check(trained, given["root"], given["source"])
     refuse_chosen_steps(trained.net, pixels, labels)
     make, again = FORMATS[target.suffix]
     content = make(traced(trained.net, trained.image_shape), notes(trained))
