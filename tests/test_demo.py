@@ -96,6 +96,8 @@ def test_plane_holds_what_is_solved_closely(digits: Digits) -> None:
     states = states_over_time(whole, digits.images[:2], EVERY_TIME)
     torch.testing.assert_close(plane.project(states), plane.points[:, :2], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(plane.axes.T @ plane.axes, torch.eye(2), rtol=0, atol=1e-4)
+    assert plane.changed.sum() <= 1
+    assert plane_of(parts("one_step"), digits).changed.sum() >= 3
     spread = plane.points[-1].var(0)
     assert spread[0] > spread[1]
     other = torch.linalg.qr(torch.randn(len(plane.axes), 1, generator=torch.Generator().manual_seed(0))).Q

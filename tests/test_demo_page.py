@@ -123,6 +123,8 @@ def test_the_network_of_one_step_is_chosen_by_keys(page: Callable[[int, str], An
     network = driver.find_element("css selector", "#network input")
     network.send_keys(webdriver.Keys.ARROW_DOWN, webdriver.Keys.ARROW_DOWN, webdriver.Keys.ENTER)
     until(driver, "#told", lambda told: "Euler takes 1 step and evaluates f 1 times" in " ".join(told.text.split()))
+    driver.find_element("css selector", "#changed").click()
+    until(driver, "#told", lambda told: "They disagree" in told.text)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

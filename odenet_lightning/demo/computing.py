@@ -106,12 +106,14 @@ class Plane:
         axes: the components, `[D, 2]`.
         points: of the digits at `TIMES`, `[T, N, 2]`.
         labels: of the digits, `[N]`.
+        changed: whether a digit is read differently where the equation is followed closely, `[N]`.
     """
 
     centre: Tensor
     axes: Tensor
     points: Tensor
     labels: Tensor
+    changed: Tensor
 
     def project(self, states: Tensor) -> Tensor:
         """States `[T, N, C, H, W]` -> points `[T, N, 2]`."""
@@ -122,14 +124,16 @@ class Plane:
 def plane_of(parts: Parts, digits: Digits) -> Plane:
     """The plane of some digits, which follow the equation closely, however many steps the network was trained with."""
     block = parts.block
-    states = []
+    states, changed = [], []
     for chunk in digits.images.split(CHUNK):
-        problem = Problem(block.field, parts.stem(normalise(chunk)), max_nfe=block.max_nfe, record=nothing)
-        solution = EVERY_TIME.solve(problem)
+        y0 = parts.stem(normalise(chunk))
+        solution = EVERY_TIME.solve(Problem(block.field, y0, max_nfe=block.max_nfe, record=nothing))
+        changed.append(parts.head(block(y0)).argmax(1) != parts.head(solution.y).argmax(1))
         states.append(torch.stack([*(step.y for step in solution.steps), solution.y]).flatten(2))
     y1 = torch.cat([chunk[-1] for chunk in states])
     centre = y1.mean(0)
     torch.manual_seed(0)  # the decomposition starts at random
     _, _, axes = torch.pca_lowrank(y1 - centre, q=min(6, *y1.shape), center=False)
     axes = axes[:, :2]
-    return Plane(centre, axes, torch.cat([(chunk - centre) @ axes for chunk in states], 1), digits.labels)
+    points = torch.cat([(chunk - centre) @ axes for chunk in states], 1)
+    return Plane(centre, axes, points, digits.labels, torch.cat(changed))

@@ -71,6 +71,11 @@ def titled(title: str, name: str) -> gr.HTML:
         return gr.HTML(elem_id=name)
 
 
+def only_told(sentence: str) -> list[Any]:
+    """A sentence, and everything else on the page as it was."""
+    return [gr.skip(), gr.skip(), gr.skip(), sentence, gr.skip(), gr.skip(), gr.skip()]
+
+
 class Page:
     """The page for some networks.
 
@@ -123,7 +128,7 @@ class Page:
             try:
                 return function(*args)
             except FAILURES as error:
-                return [gr.skip(), gr.skip(), gr.skip(), words.explained(error), *[gr.skip()] * 3]
+                return only_told(words.explained(error))
 
         return call
 
@@ -139,6 +144,13 @@ class Page:
         """A digit of the sample was asked for."""
         return self.show(random.choice(self.digits.images), *controls)
 
+    def take_changed(self, t: float, network: str, *controls: Any) -> list[Any]:
+        """A digit was asked for that an accurate solver reads differently."""
+        places = self.networks[network].plane.changed.nonzero()[:, 0].tolist()
+        if not places:
+            return only_told(words.NONE_CHANGED)
+        return self.show(self.digits.images[random.choice(places)], t, network, *controls)
+
     def again(self, seen: Seen | None, *controls: Any) -> list[Any]:
         """Another solver or network was chosen."""
         return self.show(None if seen is None else seen.pixels, *controls)
@@ -152,6 +164,7 @@ class Page:
                 with gr.Column(min_width=300):
                     pad = gr.HTML(html_template=PAD, js_on_load=(HERE / "pad.js").read_text(), elem_id="pad")
                     take = gr.Button("Take a digit of the sample", elem_id="take")
+                    changed = gr.Button("Take one that an accurate solver reads differently", elem_id="changed")
                     upload = gr.UploadButton("Upload a picture", file_types=["image"], type="filepath")
                 with gr.Column(min_width=300):
                     digit = titled("As the network sees it", "seen")
@@ -168,6 +181,7 @@ class Page:
             pad.input(self.failing_softly(self.draw), [t, *controls], outputs, **QUIET)
             upload.upload(self.failing_softly(self.upload), [upload, t, *controls], outputs, **QUIET)
             take.click(self.failing_softly(self.take), [t, *controls], outputs, **QUIET)
+            changed.click(self.failing_softly(self.take_changed), [t, *controls], outputs, **QUIET)
             for control in controls:
                 control.input(self.failing_softly(self.again), [seen, t, *controls], outputs, **QUIET)
             t.input(self.at_time, [seen, t], [maps, curves, flow], **QUIET)

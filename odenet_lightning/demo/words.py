@@ -13,6 +13,7 @@ The network turns a digit into a state y(0), lets it follow the differential equ
 reads the answer off y(1). Draw a digit, move t, and change how the equation is solved."""
 
 BLANK = "Draw a digit, or take one of the sample."
+NONE_CHANGED = "An accurate solver reads all of the sample's digits here as this network does: it is an ODE."
 
 
 def reading(answer: Answer, names: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ def as_onnx(program: ExportedProgram, notes: dict[str, str]) -> bytes:
 
 def run_onnx(content: bytes) -> Run:
     """Run such a model by ONNX Runtime on the CPU."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda pixels: torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
