@@ -1,17 +1,20 @@
 """The trained networks that come with the package: what they hold, how well they read digits, and their names."""
 
 import csv
+import random
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from odenet_lightning import ClassifierModule
 from odenet_lightning.checkpoints import checkpoint_file, load_checkpoint, shipped_names
 from odenet_lightning.checkpoints.trust import texts
 from odenet_lightning.cli import main
-from odenet_lightning.data import MNISTDataModule, load_sample, normalise
+from odenet_lightning.data import MNISTDataModule, load_folder, load_sample, normalise
 from odenet_lightning.exporting.fixed import predicted
 from odenet_lightning.trained import load_trained
 from tests.test_cli import fails
@@ -89,3 +92,36 @@ def test_weights_of_any_checkpoint(workdir: Path) -> None:
     assert set(before) - set(after) == {"root", "images"}
     assert after["val_size"] == before["val_size"]
     assert Path("small.ckpt").stat().st_size < trained.stat().st_size
+
+
+FONTS = [f"DejaVu{name}" for name in ("Sans", "Sans-Bold", "Sans-Oblique", "Serif", "Serif-Italic", "SansMono")]
+FONTS += ["STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10"]
+
+
+def rendered(index: int, folder: Path) -> None:
+    """A digit in one of ten fonts: any size, dark or light, grey or coloured, some noisy or turned by their EXIF."""
+    rng = random.Random(index)
+    font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{FONTS[(index + index // 10 * 3) % 10]}.ttf"
+    size, is_dark, turned = rng.choice((40, 80, 120, 200)), index % 2 == 0, index % 4 == 1
+    side, paper = size * 8 // 5, 255 * is_dark
+    ink = tuple(rng.randrange(110) if is_dark else rng.randrange(150, 256) for _ in range(3))
+    picture = Image.new("RGB", (side, side), (paper,) * 3)
+    letter = ImageFont.truetype(str(font), size)
+    ImageDraw.Draw(picture).text((side / 2, side / 2), str(index % 10), font=letter, fill=ink, anchor="mm")
+    if index % 3 == 0:
+        noise = np.random.default_rng(index).normal(0, 15, (side, side, 1))
+        picture = Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
+    picture = picture.convert(rng.choice(("RGB", "L")))
+    exif = Image.Exif()
+    if turned:  # stored a quarter to the left, to be shown a quarter to the right
+        exif[0x0112] = 6
+        picture = picture.rotate(90)
+    picture.save(folder / f"{index:02d}.jpg", exif=exif, quality=92)
+
+
+def test_rendered_digits_are_read(tmp_path: Path) -> None:
+    for index in range(50):
+        rendered(index, tmp_path)
+    images, paths, unreadable = load_folder(tmp_path)
+    assert (len(paths), unreadable) == (50, [])
+    assert int((predicted(load_trained("default").net, images) == torch.arange(50) % 10).sum()) >= 45
