@@ -28,7 +28,7 @@ from odenet_lightning.demo.computing import (
 from odenet_lightning.fields import ConvField
 from odenet_lightning.gradients import Backprop
 from odenet_lightning.models import Composed, PyramidODENet
-from odenet_lightning.solvers import Dopri5, Euler, Midpoint, SolverError
+from odenet_lightning.solvers import Dopri5, Euler, Midpoint, SolverError, TorchDiffEq
 from odenet_lightning.trained import load_trained
 from tests.test_cli import fails
 
@@ -59,6 +59,7 @@ def test_answer_is_the_networks(digits: Digits) -> None:
     adaptive = answer(parts("default"), digits.images[7], Dopri5(1e-4, 1e-4))
     assert len(adaptive.steps) > 3
     assert adaptive.evaluations >= 6 * len(adaptive.steps)
+    assert answer(parts("default"), digits.images[7], TorchDiffEq("dopri5", 1e-4, 1e-4)).steps == ()
 
 
 def test_an_accurate_solver_breaks_the_network_of_one_step(digits: Digits) -> None:
@@ -139,9 +140,10 @@ def test_sentences() -> None:
     three, eight = (torch.nn.functional.one_hot(torch.tensor(k), 10) * 0.9 for k in (3, 8))
     own, exact = Answer(three, 1, (0.0,)), Answer(eight, 44, (0.0, 0.5))
     told = words.verdict(Euler(num_steps=1), own, Dopri5(), exact, NAMES)
-    assert "takes 1 step and evaluates f 1 times" in told
+    assert "takes 1 step and evaluates f once" in told
     assert "**3** (90.0%)" in told
     assert "**They disagree**" in told
+    assert "`Euler` evaluates f once" in words.verdict(Euler(num_steps=1), Answer(three, 1, ()), Dopri5(), own, NAMES)
     assert "**They agree**" in words.verdict(Euler(num_steps=1), own, Dopri5(), own, NAMES)
     assert words.explained(SolverError("too\nstiff")) == "**The equation could not be solved**: too stiff."
     assert words.explained(ValueError("nothing to see")) == "**This picture cannot be used**: nothing to see."

@@ -124,7 +124,7 @@ def test_the_network_of_one_step_is_chosen_by_keys(page: Callable[[int, str], An
     network.send_keys(webdriver.Keys.ARROW_DOWN)
     until(driver, "[role=option], ul[role=listbox]", lambda choices: choices.is_displayed())
     network.send_keys(webdriver.Keys.ENTER)
-    until(driver, "#told", lambda told: "Euler takes 1 step and evaluates f 1 times" in " ".join(told.text.split()))
+    until(driver, "#told", lambda told: "Euler takes 1 step and evaluates f once" in " ".join(told.text.split()))
     driver.find_element("css selector", "#changed").click()
     until(driver, "#told", lambda told: "They disagree" in told.text)
 

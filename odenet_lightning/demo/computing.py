@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.data import Digits, normalise
 from odenet_lightning.models import Classifier, Composed, OneBlock
-from odenet_lightning.solvers import RK4, Dopri5, Euler, Midpoint, Problem, Solver
+from odenet_lightning.solvers import RK4, Dopri5, Euler, Midpoint, Problem, Solver, TorchDiffEq
 from odenet_lightning.solvers.problem import nothing
 
 TIMES = tuple(index / 20 for index in range(21))
@@ -55,7 +55,7 @@ class Answer:
     Attributes:
         probabilities: of the K classes, `[K]`.
         evaluations: of the field.
-        steps: the time at which each step began.
+        steps: the time at which each step began; empty for torchdiffeq's solvers, which do not show them.
     """
 
     probabilities: Tensor
@@ -76,7 +76,8 @@ def answer(parts: Parts, pixels: Tensor, solver: Solver) -> Answer:
     )
     solution = solver.solve(problem)
     probabilities = parts.head(solution.y).softmax(1)[0]
-    return Answer(probabilities, solution.stats.evaluations, tuple(step.t for step in solution.steps))
+    steps = () if isinstance(solver, TorchDiffEq) else tuple(step.t for step in solution.steps)
+    return Answer(probabilities, solution.stats.evaluations, steps)
 
 
 @torch.no_grad()

@@ -164,7 +164,7 @@ class Page:
                 with gr.Column(min_width=300):
                     pad = gr.HTML(html_template=PAD, js_on_load=(HERE / "pad.js").read_text(), elem_id="pad")
                     take = gr.Button("Take a digit of the sample", elem_id="take")
-                    changed = gr.Button("Take one that an accurate solver reads differently", elem_id="changed")
+                    changed = gr.Button("Take one that solvers read differently", elem_id="changed")
                     upload = gr.UploadButton("Upload a picture", file_types=["image"], type="filepath")
                 with gr.Column(min_width=300):
                     digit = titled("As the network sees it", "seen")

@@ -22,6 +22,11 @@ def reading(answer: Answer, names: Sequence[str]) -> str:
     return f"**{names[int(index)]}** ({float(share):.1%})"
 
 
+def often(count: int) -> str:
+    """How often, in words."""
+    return "once" if count == 1 else f"{count} times"
+
+
 def verdict(solver: Solver, own: Answer, accurate: Solver, exact: Answer, names: Sequence[str]) -> str:
     """What a solver reads, beside what an accurate one reads.
 
@@ -32,11 +37,11 @@ def verdict(solver: Solver, own: Answer, accurate: Solver, exact: Answer, names:
         exact: what that makes of it.
         names: of the classes.
     """
-    steps = f"{len(own.steps)} step{'' if len(own.steps) == 1 else 's'}"
+    steps = f"takes {len(own.steps)} step{'' if len(own.steps) == 1 else 's'} and " if own.steps else ""
     told = (
-        f"`{type(solver).__name__}` takes {steps} and evaluates f {own.evaluations} times. It reads "
-        f"{reading(own, names)}.\n\nAn accurate solver, `{type(accurate).__name__}`, evaluates f {exact.evaluations} "
-        f"times and reads {reading(exact, names)}. "
+        f"`{type(solver).__name__}` {steps}evaluates f {often(own.evaluations)}. It reads "
+        f"{reading(own, names)}.\n\nAn accurate solver, `{type(accurate).__name__}`, evaluates f "
+        f"{often(exact.evaluations)} and reads {reading(exact, names)}. "
     )
     if own.probabilities.argmax() == exact.probabilities.argmax():
         return told + "**They agree**: the answer is the equation's."
