@@ -43,7 +43,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [sys.executable, "-m", "odenet_lightning", "demo", "--port", str(port)]
     with (folder / "log").open("w") as log, subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as server:
         try:
-            wait_for(f"http://127.0.0.1:{port}", "Neural ODE", seconds=180)
+            wait_for(f"http://127.0.0.1:{port}", "Neural ODE", seconds=600)
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
@@ -77,7 +77,7 @@ def page(address: str) -> Iterator[Callable[[int, str], Any]]:
         driver.quit()
 
 
-def until(driver: Any, selector: str, holds: Callable[[Any], bool], seconds: float = 60.0) -> Any:
+def until(driver: Any, selector: str, holds: Callable[[Any], bool], seconds: float = 120.0) -> Any:
     """The first element of a selector, once something holds for it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
