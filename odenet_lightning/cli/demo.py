@@ -56,10 +56,7 @@ def demo(args: list[str]) -> None:
         parts = parts_of(each.net)
         if parts is not None and len(each.class_names) == len(first.class_names):
             networks[name] = Subject(each.net, parts, plane_of(parts, digits))
-    try:
-        Page(networks, first.class_names, digits).launch(given.host, given.port)
-    except KeyboardInterrupt:
-        print("closed")
+    Page(networks, first.class_names, digits).launch(given.host, given.port)
 
 
 def refuse_other_networks(path: str, trained: TrainedNetwork) -> None:

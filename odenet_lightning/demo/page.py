@@ -202,13 +202,12 @@ class Page:
         solver.input(shown, solver, [steps, exponent], **QUIET)
         return [network, solver, steps, exponent]
 
-    def launch(self, host: str, port: int | None, block: bool = True) -> gr.Blocks:
-        """Serve the page, to this machine alone unless `host` says otherwise.
+    def launch(self, host: str, port: int | None) -> None:
+        """Serve the page until it is interrupted, to this machine alone unless `host` says otherwise.
 
         Args:
             host: the address to listen at.
             port: its port; None for the first free one from 7860.
-            block: whether to wait until the page is closed.
         """
         fonts = ["system-ui", "sans-serif"]  # others would be fetched from elsewhere
         theme = Default(font=fonts, font_mono=["monospace"])
@@ -224,6 +223,4 @@ class Page:
             footer_links=[],
         )
         print(f"open {blocks.local_url} in a browser; Ctrl-C ends it", flush=True)
-        if block:
-            blocks.block_thread()
-        return blocks
+        blocks.block_thread()

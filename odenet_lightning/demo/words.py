@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from odenet_lightning.demo.computing import Answer
@@ -56,6 +57,8 @@ def explained(error: Exception) -> str:
     told = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, SolverError):
         return f"**The equation could not be solved**: {told}."
+    if isinstance(error, UnidentifiedImageError):
+        told = "it is neither a PNG nor a JPEG"
     return f"**This picture cannot be used**: {told}."
 
 
