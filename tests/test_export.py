@@ -26,12 +26,17 @@ NETS = {
     "augmented": lambda: AugmentedODENet(solver=Euler(step_size=0.5)),
 }
 
+QUICK = ("post", "two blocks")
+
 
 def pixels(count: int) -> Tensor:
     return torch.randint(0, 256, (count, 28, 28), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, make in NETS.items()],
+)
 def test_plain_module_is_traced_with_its_steps_unrolled(make: Any) -> None:
     torch.manual_seed(0)
     net = make().eval()
@@ -66,7 +71,7 @@ def test_plain_module_is_compiled() -> None:
     torch.testing.assert_close([p.grad for p in net.parameters()], grads, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("ending", [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)])
 def test_file_gives_the_networks_numbers_for_any_batch(ending: str) -> None:
     if ending == ".onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
