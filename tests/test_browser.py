@@ -35,10 +35,15 @@ class Magenta(Squares):
 
 
 def browser() -> str | None:
-    """Chromium, installed where that is possible (root on Debian)."""
-    if shutil.which("chromium") is None and shutil.which("apt-get") is not None and os.geteuid() == 0:
+    """Chromium, installed with its driver where that is possible (root on Debian)."""
+    if (
+        None in map(shutil.which, ("chromium", "chromedriver"))
+        and shutil.which("apt-get") is not None
+        and os.geteuid() == 0
+    ):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
+        install = ["install", "-y", "-qq", "--no-install-recommends", "chromium", "chromium-driver"]
+        for command in (["update", "-qq"], install):
             subprocess.run(["apt-get", *command], env=environment, capture_output=True, timeout=600, check=False)
     return shutil.which("chromium")
 

@@ -88,6 +88,16 @@ def test_stroke_is_boxed_and_centred() -> None:
     assert columns.max() - columns.min() + 1 == 4
 
 
+@pytest.mark.parametrize("dark_on_light", [True, False])
+def test_noise_of_the_paper_is_no_ink(digit: Tensor, dark_on_light: bool) -> None:
+    """The digit is boxed as without noise, whose far outliers would make the box larger and the digit smaller."""
+    large = torch.nn.functional.interpolate(digit[None, None], size=(200, 200), mode="bilinear")[0, 0]
+    picture = 1 - large if dark_on_light else large
+    noise = torch.randn(200, 200, generator=torch.Generator().manual_seed(0)) * 0.06
+    clean, noisy = (like_mnist(each.clamp(0, 1)).float() for each in (picture, picture + noise))
+    assert (clean - noisy).abs().mean() < 0.25 * clean.mean()
+
+
 def test_folder_goes_on_past_what_it_cannot_read(tmp_path: Path, digit: Tensor) -> None:
     save(tmp_path / "good.png", digit)
     (tmp_path / "empty.png").write_bytes(b"")

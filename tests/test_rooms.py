@@ -21,8 +21,11 @@ ROOMS = (
     ("trainer", "compiling", "unsupported", "graphs"),
     ("checkpoints",),
     ("module",),
+    ("trained",),
     ("callbacks",),
+    ("exporting",),
     ("studies",),
+    ("demo",),
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}

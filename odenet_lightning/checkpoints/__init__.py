@@ -4,6 +4,7 @@ from odenet_lightning.checkpoints.atomic import CheckpointError, WholeCheckpoint
 from odenet_lightning.checkpoints.best import BestCheckpoint
 from odenet_lightning.checkpoints.last import LastCheckpoint
 from odenet_lightning.checkpoints.read import load_checkpoint
+from odenet_lightning.checkpoints.shipped import checkpoint_file, shipped_names, weights_only
 from odenet_lightning.checkpoints.slurm import in_slurm, is_requeued, requeue, watch_for_preemption
 from odenet_lightning.checkpoints.trust import RefusedCheckpoint
 
@@ -14,10 +15,13 @@ __all__ = [
     "RefusedCheckpoint",
     "WholeCheckpointIO",
     "bring_along",
+    "checkpoint_file",
     "in_slurm",
     "is_requeued",
     "load_checkpoint",
     "requeue",
+    "shipped_names",
     "watch_for_preemption",
+    "weights_only",
     "written_whole",
 ]

@@ -9,6 +9,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch.optim import Optimizer
 
+from odenet_lightning.checkpoints.shipped import checkpoint_file, shipped_names
 from odenet_lightning.checkpoints.trust import RefusedCheckpoint, refuse_foreign, texts_of_module
 from odenet_lightning.data import FolderDataModule, ImageDataModule, MNISTDataModule, Source
 from odenet_lightning.models import Classifier
@@ -24,13 +25,19 @@ DATA_CLASSES = (MNISTDataModule, FolderDataModule)
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Load a checkpoint as data, refusing one that carries code.
 
+    Args:
+        path: the file, or the name of a trained network that comes with the package.
+        map_location: where its tensors go.
+
     Raises:
         RefusedCheckpoint: no such file, not a checkpoint of this project, or one with more than plain data in it.
     """
-    if not Path(path).is_file():
-        raise RefusedCheckpoint(f"there is no checkpoint {path}")
+    file = checkpoint_file(path)
+    if not file.is_file():
+        with_package = ", ".join(shipped_names())
+        raise RefusedCheckpoint(f"there is no checkpoint {path} (trained networks that come along: {with_package})")
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location=map_location)
+        checkpoint = torch.load(file, weights_only=True, map_location=map_location)
     except Exception as e:
         if re.search(r"unsupported (global|class)", str(e), re.IGNORECASE):
             raise RefusedCheckpoint(

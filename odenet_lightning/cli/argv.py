@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from odenet_lightning.checkpoints import checkpoint_file
 from odenet_lightning.checkpoints.trust import texts
 from odenet_lightning.cli.errors import UsageError
 from odenet_lightning.cli.layers import arguments, kept, laid_over, never, same_class
@@ -38,12 +39,12 @@ class CommandLine:
 
     @property
     def checkpoint(self) -> str | None:
-        """The checkpoint's path; None if it is one of Lightning's words for a checkpoint."""
+        """The checkpoint's path, by its name if it comes with the package; None for one of Lightning's words."""
         paths = [value for key, value in pairs(self.flags) if key == ["ckpt_path"] and value is not None]
         path = paths[-1] if paths else self.configs.get("ckpt_path")
         if path is not None and not isinstance(path, str):
             raise UsageError(f"ckpt_path must name a file, not {path!r}")
-        return path if path not in WORDS else None
+        return None if path is None or path in WORDS else str(checkpoint_file(path))
 
     @property
     def only_asks(self) -> bool:

@@ -17,6 +17,8 @@ COMMANDS = {
     "validate": "measure a trained network on the validation images",
     "test": "measure a trained network on the test images",
     "predict": "classify a folder of your own images with a trained network",
+    "export": "write a trained network as an ONNX model or a program of torch.export",
+    "demo": "draw a digit in the browser and see what the network makes of it",
     "study": "answer a question about Neural ODEs in rows and a figure",
 }
 FIT = ("fit", "validate", "test", "predict")
@@ -52,6 +54,14 @@ def run_command(given: Sequence[str]) -> None:
         from odenet_lightning.cli.study import study  # brings scipy and animations
 
         study(list(given[1:]))
+    elif first == "export":
+        from odenet_lightning.cli.export import export
+
+        export(list(given[1:]))
+    elif first == "demo":
+        from odenet_lightning.cli.demo import demo
+
+        demo(list(given[1:]))
     elif first in FIT or (first.startswith("-") and set(FIT) & set(given)):
         line = split(list(given), FIT)
         if line.command != "fit" and line.checkpoint is None and not line.only_asks:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from odenet_lightning.checkpoints import RefusedCheckpoint
+from odenet_lightning.checkpoints import RefusedCheckpoint, checkpoint_file
 from odenet_lightning.models import Classifier, OneBlock
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.studies.study import Study
@@ -29,7 +29,7 @@ class TrainedBefore(Study):
     """A study that can take a network trained before.
 
     Args:
-        ckpt_path: a checkpoint of `fit`.
+        ckpt_path: a checkpoint of `fit`, or the name of a trained network that comes with the package.
         trusted: a module or package of your own, whose classes the checkpoint may name; they are imported.
     """
 
@@ -39,7 +39,7 @@ class TrainedBefore(Study):
     @property
     def checkpoint(self) -> str | None:
         """The path of the trained network."""
-        return self.ckpt_path
+        return str(checkpoint_file(self.ckpt_path)) if self.ckpt_path else None
 
     def loaded(self) -> Classifier | None:
         """The checkpoint's network, when one is given.

@@ -1,0 +1,54 @@
+"""Is it the same network? A file's logits beside PyTorch's."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odenet_lightning.exporting.fixed import CHUNK
+from odenet_lightning.exporting.formats import ExportError, Run
+from odenet_lightning.exporting.graph import FromPixels
+from odenet_lightning.models import Classifier
+
+LARGEST_DIFFERENCE = 1e-5  # of a logit, in units of the largest logit
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a file's logits compare with the network's.
+
+    Attributes:
+        images: number of images classified by both.
+        changed: predictions that differ.
+        difference: largest difference of a logit over the largest logit.
+        predicted: the network's predictions, `[N]`.
+    """
+
+    images: int
+    changed: int
+    difference: float
+    predicted: Tensor
+
+
+@torch.no_grad()
+def compare(net: Classifier, run: Run, pixels: Tensor) -> Agreement:
+    """Classify images by both.
+
+    Args:
+        net: the network, in evaluation mode.
+        run: pixels -> logits, as the file gives them.
+        pixels: images, uint8 `[N, H, W]` or `[N, C, H, W]`.
+
+    Raises:
+        ExportError: they are not the same to rounding.
+    """
+    both = [(FromPixels(net)(chunk), run(chunk)) for chunk in pixels.split(CHUNK)]
+    own, other = (torch.cat(logits) for logits in zip(*both, strict=True))
+    difference = float((own - other).abs().max() / own.abs().max())
+    changed = int((own.argmax(1) != other.argmax(1)).sum())
+    if changed or not difference <= LARGEST_DIFFERENCE:
+        raise ExportError(
+            f"the file does not give the network's numbers: {changed} of {len(own)} predictions changed, logits differ "
+            f"by up to {difference:.1e} of the largest; nothing was written"
+        )
+    return Agreement(len(own), changed, difference, own.argmax(1))

@@ -1,0 +1,39 @@
+"""The graph of a network, its solver's steps unrolled and its pre-processing included."""
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from odenet_lightning.data import normalise
+from odenet_lightning.models import Classifier
+
+
+class FromPixels(nn.Module):
+    """logits = net(pixels / 127.5 - 1), with uint8 pixels, grey `[B, H, W]` or in colour `[B, C, H, W]`."""
+
+    def __init__(self, net: Classifier) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the logits `[B, K]`."""
+        return self.net(normalise(pixels))
+
+
+def traced(net: Classifier, image_shape: tuple[int, int, int]) -> ExportedProgram:
+    """The network as a graph of PyTorch's operators, from pixels to logits, for any batch size.
+
+    Not for solvers that choose their steps by the state: a graph has a fixed number of them. The kernel in C steps
+    aside while a network is traced.
+
+    Args:
+        net: in evaluation mode, on the CPU, all its solvers in fixed steps.
+        image_shape: C, H and W of its images.
+    """
+    channels, *size = image_shape
+    example = torch.zeros(2, *size if channels == 1 else image_shape, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.export.export(FromPixels(net), (example,), dynamic_shapes={"pixels": {0: Dim("batch")}})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names this machine's folders
+    return program
