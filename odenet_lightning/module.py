@@ -16,7 +16,7 @@ from odenet_lightning.checkpoints.restorable import Restorable
 from odenet_lightning.compiling import compile_network
 from odenet_lightning.divergence import refuse_loss
 from odenet_lightning.gradients import UnknownTensorError
-from odenet_lightning.models import CLASSES, Classifier, ODENet
+from odenet_lightning.models import CLASSES, Classifier, ODENet, refuse_no_logits
 from odenet_lightning.optimizers import learning_rates
 from odenet_lightning.schedules import Schedule, refuse_unknown, scheduler_of
 from odenet_lightning.skipping import OnSolverError, Skips
@@ -76,12 +76,20 @@ class ClassifierModule(Restorable):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.net(x)
+        logits = refuse_no_logits(self.net, self.net(x), x)
         return logits if logits.dtype == torch.float64 else logits.float()  # losses are not for half precision
+
+    def _pair(self, batch: Any) -> Batch:
+        if isinstance(batch, list | tuple) and len(batch) == 2:
+            return batch[0], batch[1]
+        data = getattr(self.trainer, "datamodule", None)
+        giver = "the loader" if data is None else type(data).__name__
+        size = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+        raise ValueError(f"{giver} gives a {type(batch).__name__}{size}, needs batches of two: images, labels")
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        images, labels = batch
+        images, labels = self._pair(batch)
         try:
             logits = self(images)
         except SolverError as error:
@@ -115,7 +123,7 @@ class ClassifierModule(Restorable):
 
     def _evaluate(self, part: str, batch: Batch, mean: MeanMetric, accuracy: MulticlassAccuracy) -> dict[str, Tensor]:
         """Log loss and accuracy, from their own sums; return the logits for callbacks."""
-        images, labels = batch
+        images, labels = self._pair(batch)
         logits = self(images)
         mean.update(F.cross_entropy(logits, labels), weight=len(labels))
         accuracy.update(logits, labels)
@@ -138,7 +146,7 @@ class ClassifierModule(Restorable):
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        images, _ = batch
+        images, _ = self._pair(batch)
         confidence, digit = self(images).softmax(1).max(1)
         return {"digit": digit, "confidence": confidence, "images": images[:, 0]}
 

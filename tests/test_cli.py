@@ -27,6 +27,7 @@ from odenet_lightning.cli.argv import defaults, split
 from odenet_lightning.cli.choices import drawn_seed
 from odenet_lightning.cli.errors import PROGRAM, UsageError, condense
 from odenet_lightning.data import load_sample
+from tests.helpers import fails
 
 DOPRI5 = ["--model.net.solver", "Dopri5"]
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
@@ -45,19 +46,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> Path:
     finally:
         os.chdir(before)
     return folder / "lightning_logs" / "version_0"
-
-
-def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a call that must fail; returns its one line of error."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(args)
-    assert ended.value.code in (1, 2)
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(errors) == 1, errors
-    assert errors[0].startswith("error: ")
-    assert len(errors[0]) < 400
-    return errors[0]
 
 
 def test_fit_leaves_everything_a_person_needs(run: Path) -> None:

@@ -85,6 +85,9 @@ class CLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for action in parser._actions:  # Lightning tries them as floats first, and takes 1 batch for 1.0, all of them
+            if action.dest.startswith("trainer.limit_"):
+                action._typehint = int | float | None  # pyright: ignore[reportAttributeAccessIssue]
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(Pictures, "pictures")

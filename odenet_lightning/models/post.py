@@ -8,6 +8,7 @@ from odenet_lightning.fields import ConvField, Field, group_count
 from odenet_lightning.gradients import Backprop, Gradient
 from odenet_lightning.models.base import CLASSES, IMAGE_SIZE, Classifier, OneBlock, check_positive
 from odenet_lightning.solvers import MAX_NFE, Dopri5, Solver
+from odenet_lightning.solvers.evaluation import refuse_other_shapes
 
 TRUNK_SIZE = IMAGE_SIZE - 2  # the stem's convolution has no padding
 
@@ -80,7 +81,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Return y + f(y)."""
-        return y + self.field(y.new_zeros(()), y)
+        return y + refuse_other_shapes(self.field, self.field(y.new_zeros(()), y), y)
 
 
 class ResNet(Classifier):

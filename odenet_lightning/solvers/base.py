@@ -40,6 +40,7 @@ class Solver(Settings, ABC):
             FieldError: the field returns another shape, changes its input in place, or draws random numbers
                 where the solver controls its error.
             ValueError: y0 is neither float32 nor float64.
+            TypeError: a subclass's `integrate` returns something else than a `Solution`.
         """
         y0 = problem.y0
         if y0.dtype not in (torch.float32, torch.float64):
@@ -51,9 +52,15 @@ class Solver(Settings, ABC):
             if was_inside:
                 problem = replace(problem, y0=y0.clone())
             if not self.controls_error:
-                return self.integrate(problem)
+                return self._integrated(problem)
             with refusing_randomness(problem, f"{type(self).__name__} with error control"):
-                return self.integrate(problem)
+                return self._integrated(problem)
+
+    def _integrated(self, problem: Problem) -> Solution:
+        solution = self.integrate(problem)
+        if not isinstance(solution, Solution):
+            raise TypeError(f"{type(self).__name__}.integrate returned {type(solution).__name__}, needs a Solution")
+        return solution
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Solution:
