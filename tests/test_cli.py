@@ -23,8 +23,9 @@ from odenet_lightning.callbacks import Throughput
 from odenet_lightning.checkpoints.trust import foreign_texts
 from odenet_lightning.cli import main
 from odenet_lightning.cli.app import CLI
-from odenet_lightning.cli.argv import defaults, split
+from odenet_lightning.cli.argv import split
 from odenet_lightning.cli.choices import drawn_seed
+from odenet_lightning.cli.configs import defaults
 from odenet_lightning.cli.errors import PROGRAM, UsageError, condense
 from odenet_lightning.data import load_sample
 from tests.helpers import fails
@@ -503,7 +504,9 @@ def test_a_checkpoint_imports_nothing_foreign(
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     checkpoint["datamodule_hyper_parameters" if part == "augment" else "hyper_parameters"][part] = value
     torch.save(checkpoint, workdir / name)
-    for args in (["test", "--ckpt_path", name], ["fit", f"--ckpt_path={name}"]):
+    for args in (["test", "--ckpt_path", name], ["fit", f"--ckpt_path={name}"], ["fit", "--weights", name]):
+        if part == "optimizer" and "--weights" in args:
+            continue  # which leaves the optimiser out
         assert "importing that would run its code" in fails([*args, "--data.source", "sample"], capsys)
     assert not (workdir / "ran").exists()
 
@@ -531,7 +534,7 @@ def test_a_checkpoint_brings_its_split_along(
     main(["fit", *few, "--data.batch_size", "23", "--data.split_seed", "7", "--data.augment", "false"])
     capsys.readouterr()
     last = "lightning_logs/version_0/checkpoints/last.ckpt"
-    main(["fit", *few, "--ckpt_path", last, "--trainer.max_epochs", "3", "--model.schedule", "constant"])
+    main(["fit", *few, "--weights", last, "--trainer.max_epochs", "1"])
     kept = yaml.safe_load(Path("lightning_logs/version_1/config.yaml").read_text())["data"]
     assert (kept["batch_size"], kept["split_seed"], kept["augment"]) == (23, 7, False)
     capsys.readouterr()
@@ -721,7 +724,11 @@ def test_the_best_value_has_its_monitors_name(
             "constant",
             "give a larger --trainer.max_steps and a larger --trainer.max_epochs",
         ),
-        (["--trainer.max_epochs", "1"], "cosine", "its cosine schedule; to train for longer, start afresh"),
+        (
+            ["--trainer.max_epochs", "1"],
+            "cosine",
+            "so is its cosine schedule: train its weights on with a",
+        ),
     ],
 )
 def test_advice_after_a_complete_run(
@@ -740,14 +747,70 @@ def test_advice_after_a_complete_run(
         out = capsys.readouterr()
         assert "4 steps" in out.out
         assert "no step was taken" not in out.err
+    if schedule == "cosine":
+        main([*fit, *limits, "--weights", resume[1]])
+        out = capsys.readouterr().out
+        assert f"parameters, from the weights of {resume[1]}" in out
+        assert "trained          1 epochs, 2 steps" in out
 
 
-def test_a_run_is_not_resumed_with_another_optimizer(
-    run: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            ["--model.optimizer", "torch.optim.SGD"],
+            "trained with MuonWithAdamW, this run has SGD: resume",
+        ),
+        (
+            ["--model.schedule", "constant"],
+            "trained with one_cycle, this run has constant: resume",
+        ),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_optimizer_or_schedule(
+    given: list[str], told: str, run: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Nor at the rate at which a cycle has ended."""
     last = str(run / "checkpoints/last.ckpt")
-    error = fails(["fit", "--ckpt_path", last, "--model.optimizer", "torch.optim.SGD"], capsys)
-    assert "trained with MuonWithAdamW, this run has SGD: resume with the same optimiser" in error
+    error = fails(["fit", "--ckpt_path", last, *given], capsys)
+    assert told in error
+    assert error.endswith(f"with a new optimiser and schedule (fit --weights {last})")
+
+
+def test_a_new_run_starts_from_weights(
+    run: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the network and the data that go with them, and an optimiser and a schedule of its own."""
+    few = ["--trainer.accelerator", "cpu", "--data.root", str(sample_root), "--trainer.log_every_n_steps", "1"]
+    few += ["--trainer.limit_val_batches", "2", "--trainer.num_sanity_val_steps", "0"]
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    weights = {key: best[key] for key in ("state_dict", "hyper_parameters", "pytorch-lightning_version", "warm_steps")}
+    torch.save({**weights, **{key: best[key] for key in best if key.startswith(("data", "MNIST"))}}, "weights.ckpt")
+    # with a rate of 0 they stay
+    still = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0", "--model.schedule", "constant"]
+    main(["fit", "--weights", "weights.ckpt", *still, *few, "--trainer.max_steps", "3"])
+    out = capsys.readouterr().out
+    assert "digits           sample" in out
+    last = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
+    for name, weight in best["state_dict"].items():
+        assert torch.equal(weight, last["state_dict"][name]), name
+    assert yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())["weights"] == "weights.ckpt"
+    # its own config, which names the weights, resumes it
+    main(
+        [
+            "fit",
+            "--config",
+            "lightning_logs/version_0/config.yaml",
+            "--ckpt_path",
+            "lightning_logs/version_0/checkpoints/last.ckpt",
+            "--trainer.max_steps",
+            "5",
+        ]
+    )
+    out = capsys.readouterr().out
+    assert "from the weights" not in out
+    assert "5 steps" in out
 
 
 def test_weights_alone_are_not_resumed(run: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -755,7 +818,9 @@ def test_weights_alone_are_not_resumed(run: Path, workdir: Path, capsys: pytest.
     for key in ("optimizer_states", "lr_schedulers", "loops", "callbacks"):
         del checkpoint[key]
     torch.save(checkpoint, "weights.ckpt")
-    assert "holds weights without the optimiser's state" in fails(["fit", "--ckpt_path", "weights.ckpt"], capsys)
+    error = fails(["fit", "--ckpt_path", "weights.ckpt"], capsys)
+    assert "holds weights without the optimiser's state" in error
+    assert "(fit --weights weights.ckpt)" in error
 
 
 @pytest.mark.parametrize(

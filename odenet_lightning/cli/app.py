@@ -32,12 +32,13 @@ from odenet_lightning.checkpoints import (
     in_slurm,
     is_requeued,
 )
-from odenet_lightning.cli.argv import CommandLine, bare_data, defaults
+from odenet_lightning.cli.argv import CommandLine, bare_data
 from odenet_lightning.cli.choices import RunLength, drawn_seed
+from odenet_lightning.cli.configs import defaults
 from odenet_lightning.cli.errors import UsageError, condense, explain, is_lost_process, named_in_errors
 from odenet_lightning.cli.layers import flat, is_spec
 from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, how_to_resume, interrupted
-from odenet_lightning.cli.resume import of_checkpoint, refuse_another_optimizer
+from odenet_lightning.cli.resume import load_weights, of_checkpoint, refuse_another
 from odenet_lightning.data import MNISTDataModule
 from odenet_lightning.divergence import DivergenceError
 from odenet_lightning.module import ClassifierModule
@@ -88,6 +89,9 @@ class CLI(LightningCLI):
         for action in parser._actions:  # Lightning tries them as floats first, and takes 1 batch for 1.0, all of them
             if action.dest.startswith("trainer.limit_"):
                 action._typehint = int | float | None  # pyright: ignore[reportAttributeAccessIssue]
+        if self.line.command == "fit":
+            told = "a checkpoint from whose weights a new run starts, its network with them; the optimiser is new"
+            parser.add_argument("--weights", type=str | None, help=told)
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(Pictures, "pictures")
@@ -98,7 +102,8 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """A checkpoint brings the model and the split it was trained with; configs and flags win, in this order."""
         command, path = self.line.command, self.line.checkpoint
-        trained = of_checkpoint(path, self.line) if path is not None else {}
+        source = path or self.line.weights
+        trained = of_checkpoint(source, self.line) if source is not None else {}
         base, given = self.line.settings(trained)
         if not self.line.data_class:
             base, given = bare_data(base), bare_data(given)
@@ -111,9 +116,7 @@ class CLI(LightningCLI):
         flags = [*self.line.parsed_flags, *(["--ckpt_path", path] if path is not None else [])]
         self.config = parser.parse_args([command, *configs, *flags])
         if path is not None and command == "fit":
-            refuse_another_optimizer(
-                trained["model"].get("optimizer"), self.config.as_dict()["fit"]["model"]["optimizer"]
-            )
+            refuse_another(trained["model"], self.config.as_dict()["fit"]["model"], path)
         self.config[command].seed_everything = drawn_seed(self.config[command].seed_everything)
 
     @override
@@ -186,9 +189,12 @@ class CLI(LightningCLI):
     def before_fit(self) -> None:
         """Say what is about to be trained."""
         refuse_spawning(self.trainer)
-        net = self.model.net
+        net, weights = self.model.net, self.line.weights
+        if weights is not None:
+            load_weights(self.model, weights)
         if self.trainer.is_global_zero:
-            print(f"training {type(net).__name__}, {net.num_params:,} parameters", flush=True)
+            begin = f", from the weights of {weights}" if weights else ""
+            print(f"training {type(net).__name__}, {net.num_params:,} parameters{begin}", flush=True)
 
     def after_fit(self) -> None:
         """Say where everything is and what to do next."""
@@ -203,7 +209,7 @@ class CLI(LightningCLI):
         try:
             self.trainer.fit(model, **kwargs)
             if any(isinstance(c, Resume) and c.took_no_step(self.trainer) for c in self.trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
-                rank_zero_warn(complete(self.trainer, model))
+                rank_zero_warn(complete(self.trainer, model, self.line.checkpoint or str(last)))
         except (SolverError, DivergenceError, CheckpointError) as error:
             kept, _ = best_checkpoint(self.trainer)
             left = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"

@@ -94,6 +94,8 @@ def quieten() -> None:
     # the best checkpoint's state is brought along all the same
     warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # a run that ends before its first validation has no best checkpoint, as its summary says
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key in the returned metrics.*")
     # third parties' deprecations are theirs to mend
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*treespec.*")
     warnings.filterwarnings("ignore", message=".*The number of training batches.*smaller than the logging interval.*")
