@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import yaml
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -20,6 +21,7 @@ from odenet_lightning.callbacks import (
     IsODE,
     Pictures,
     PredictionWriter,
+    ProgressBar,
     Resume,
     TestReport,
     Throughput,
@@ -45,6 +47,8 @@ from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import SolverError
 from odenet_lightning.unsupported import refuse_spawning
 
+ALWAYS = (Resume, Throughput, EventFile, EpochLines, TestReport, PredictionWriter)
+
 
 class Parser(LightningArgumentParser):
     """Raises instead of printing its usage, so that every error ends in one line; takes no flag's abbreviation.
@@ -61,12 +65,7 @@ class Parser(LightningArgumentParser):
 
 
 class CLI(LightningCLI):
-    """fit | validate | test | predict.
-
-    Args:
-        line: the command line, taken apart.
-        kwargs: LightningCLI's.
-    """
+    """fit | validate | test | predict; `line` is the command line, taken apart, `kwargs` are LightningCLI's."""
 
     def __init__(self, line: CommandLine, **kwargs: Any) -> None:
         self.line = line
@@ -137,7 +136,14 @@ class CLI(LightningCLI):
                 "--trainer.barebones is for loops without logging and checkpoints: give --trainer.logger false and "
                 "--trainer.enable_checkpointing false instead"
             )
-        callbacks: list[Callback] = [Resume(), Throughput(), EventFile(), TestReport(), PredictionWriter()]
+        callbacks: list[Callback] = [
+            Resume(),
+            Throughput(),
+            EventFile(),
+            EpochLines(),
+            TestReport(),
+            PredictionWriter(),
+        ]
         if trainer.logger in (None, True):
             root = trainer.default_root_dir or "."
             kwargs["logger"] = TensorBoardLogger(
@@ -145,8 +151,9 @@ class CLI(LightningCLI):
             )
         if trainer.enable_progress_bar is None:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
-        if not kwargs.get("enable_progress_bar", trainer.enable_progress_bar):
-            callbacks.append(EpochLines())
+        bars = [callback for callback in trainer.callbacks or [] if isinstance(callback, LightningProgressBar)]
+        if kwargs.get("enable_progress_bar", trainer.enable_progress_bar) and not bars:
+            callbacks.append(ProgressBar())
         if trainer.enable_model_summary is None:
             kwargs["enable_model_summary"] = False
         if trainer.max_epochs is None and trainer.max_steps == -1:
@@ -219,8 +226,8 @@ class CLI(LightningCLI):
             if not is_lost_process(error):
                 raise
             raise RuntimeError(f"{explain(error)}; {how_to_resume(self.trainer)}") from error
-        except SystemExit as end:  # so Lightning ends: with 0 after a SIGTERM, with 1 after Ctrl-C
-            code = 143 if isinstance(end, SIGTERMException) else 130 if end.code == 1 else None
+        except SystemExit as end:  # Lightning ends with 0 after a SIGTERM, with 1 after Ctrl-C before the first step
+            code = 143 if isinstance(end, SIGTERMException) else 130 if end.code in (1, 130) else None
             if code is None:  # a preempted job
                 raise
             if self.trainer.is_global_zero:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from tqdm import tqdm
 
 from odenet_lightning.solvers import FieldError
 
@@ -105,7 +106,9 @@ def quieten() -> None:
 def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Print a warning without the source line that raised it."""
     text = str(message).strip()
-    print(text if text.startswith("***") else f"warning: {text}", file=sys.stderr, flush=True)
+    # above a progress bar, where there is one
+    tqdm.write(text if text.startswith("***") else f"warning: {text}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 def is_lost_process(error: BaseException) -> bool:

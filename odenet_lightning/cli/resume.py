@@ -87,7 +87,8 @@ def refuse_another(trained: dict[str, Any], given: dict[str, Any], path: str) ->
         UsageError: they differ.
     """
     for key, name in (("optimizer", "optimiser"), ("schedule", "schedule")):
-        one, other = (spec["class_path"] if is_spec(spec) else spec for spec in (trained.get(key), given[key]))
+        specs = (trained.get(key), given[key])
+        one, other = (spec["class_path"] if isinstance(spec, dict) and is_spec(spec) else spec for spec in specs)
         if one is not None and not same_class(one, other):
             one, other = (str(text).rpartition(".")[2] for text in (one, other))
             raise UsageError(
