@@ -8,9 +8,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
+from odenet_lightning.data.photo import ink_of
+
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg"))
 BOX = 20  # MNIST fits a digit into 20 x 20 pixels ...
 SIZE = 28  # ... and centres its mass in 28 x 28 (LeCun et al. 1998)
+LARGEST_SIDE = 320  # in pixels, to which larger pictures are brought: their digits keep ten pixels for one of MNIST's
 LARGEST_PIXELS = 50_000_000  # a picture with more is refused before it is unpacked
 
 
@@ -95,20 +98,19 @@ def paper_of(picture: Image.Image) -> str:
 def like_mnist(grey: Tensor) -> Tensor:
     """Bring a grey picture `[H, W]` in [0, 1] into MNIST's form, uint8 `[28, 28]`.
 
-    Light on dark (the border tells the paper), contrast stretched, the ink's bounding box fitted
-    into 20 x 20 and its centre of mass put in the middle of 28 x 28.
+    Light on dark, paper removed (see `photo`), the ink's bounding box fitted into 20 x 20 and its centre of mass put in
+    the middle of 28 x 28.
 
     Raises:
-        ValueError: the picture shows nothing.
+        ValueError: the picture shows nothing, or several digits.
     """
     if tuple(grey.shape) == (SIZE, SIZE) and is_mnist_like(grey):
         return (grey * 255).round().to(torch.uint8)
-    border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    paper = border.median()
-    ink = (grey - paper).abs()
-    if ink.max() < 0.1:
-        raise ValueError("nothing to see (an even picture)")
-    ink = ((ink / ink.max() - 0.2) / 0.8).clamp(min=0.0)  # the paper's grain is not ink
+    smaller = LARGEST_SIDE / max(grey.shape)
+    if smaller < 1:
+        sides = [max(1, round(side * smaller)) for side in grey.shape]
+        grey = V.resize(grey[None], sides, antialias=True)[0].clamp(0.0, 1.0)
+    ink = torch.from_numpy(ink_of(grey.numpy().astype("float64"))).float()
     rows, columns = (ink.amax(1) > 0).nonzero().flatten(), (ink.amax(0) > 0).nonzero().flatten()
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX / max(ink.shape)
