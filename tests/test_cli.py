@@ -67,6 +67,9 @@ def test_hyperparameters_say_which_digits(run: Path) -> None:
     start = metadata["_hparams_/session_start_info"].plugin_data.content
     for part in (b"data.digits_used", b"sample", b"num_params", b"net.init_args.channels"):
         assert part in start
+    columns = EventAccumulator(str(run)).Reload().summary_metadata["_hparams_/experiment"].plugin_data.content
+    places = [columns.index(name) for name in (b"network", b"solver", b"gradient", b"optimizer", b"lr", b"schedule")]
+    assert places == sorted(places), "the first columns of the table"
     experiment = metadata["_hparams_/experiment"].plugin_data.content
     assert b"val/acc" in experiment
 
@@ -99,18 +102,40 @@ def test_test_uses_the_checkpoints_model_and_flags_win(
     ]
     main(call)
     assert "Accuracy on 500 test images of sample: " in capsys.readouterr().out
-    main([*call, "--model.net.solver", "RK4", "--model.net.solver.num_steps", "3"])
-    solvers = [
-        yaml.safe_load((workdir / f"lightning_logs/version_{v}/config.yaml").read_text())["model"]["net"]["init_args"][
-            "solver"
-        ]
-        for v in (0, 1)
-    ]
+    assert not (workdir / "lightning_logs").exists(), "a test is no run among the others"
+    solvers = []
+    for flags in ([], ["--model.net.solver", "RK4", "--model.net.solver.num_steps", "3"]):
+        with pytest.raises(SystemExit):
+            main([*call, *flags, "--print_config"])
+        solvers.append(yaml.safe_load(capsys.readouterr().out)["model"]["net"]["init_args"]["solver"])
     assert solvers[0]["class_path"].endswith("Midpoint")
     assert solvers[1] == {
         "class_path": "odenet_lightning.solvers.RK4",
         "init_args": {"num_steps": 3, "step_size": None},
     }
+
+
+@pytest.mark.filterwarnings("default:no step was taken")
+def test_without_a_logger_as_often_as_wanted(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ["fit", *SAMPLE, "--data.root", str(sample_root), "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+    once = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
+    main([*fit, *once, "--trainer.enable_checkpointing", "false"])
+    main([*fit, *once, "--trainer.enable_checkpointing", "false"])
+    main([*fit, "--trainer.fast_dev_run", "1"])
+    assert not list(workdir.rglob("config.yaml"))
+
+
+def test_help_begins_with_this_projects_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = capsys.readouterr().out
+    order = [
+        text.index(part) for part in ("--model.net.help CLASS", "--data.root", "--checkpoint.monitor", "--trainer.")
+    ]
+    assert order == sorted(order)
+    assert text.index("--trainer.") > text.index("--is_ode.images")
 
 
 def test_a_narrower_checkpoint_needs_no_flags(
@@ -849,6 +874,11 @@ def test_a_config_that_is_none(content: bytes, told: str, workdir: Path, capsys:
     ("args", "told"),
     [
         (["--trainer.callbacks", "LearningRateFinder"], "compare a few --model.optimizer.lr"),
+        (["--trainer.callbacks", "BatchSizeFinder"], "never fill it: give --data.batch_size"),
+        (
+            ["--checkpoint.monitor", "val/accc", "--checkpoint.mode", "max"],
+            "--checkpoint.monitor val/accc is not logged: what is, is 'train/loss'",
+        ),
         (["--trainer.callbacks", "BackboneFinetuning"], "needs the module to have 'backbone'"),
         (["--trainer.callbacks", "EarlyStopping"], "the following arguments are required: monitor"),
         (["--checkpoint.monitor", "lr"], "whether lr should be large or small is not known: give --checkpoint.mode"),

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from lightning import Callback, LightningModule, Trainer
@@ -37,8 +37,9 @@ from odenet_lightning.checkpoints import (
 from odenet_lightning.cli.argv import CommandLine, bare_data
 from odenet_lightning.cli.choices import RunLength, drawn_seed
 from odenet_lightning.cli.configs import defaults
-from odenet_lightning.cli.errors import UsageError, condense, explain, is_lost_process, named_in_errors
+from odenet_lightning.cli.errors import UsageError, explain, is_lost_process, named_in_errors
 from odenet_lightning.cli.layers import flat, is_spec
+from odenet_lightning.cli.parser import Parser, SavedConfig, put_own_first
 from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, how_to_resume, interrupted
 from odenet_lightning.cli.resume import load_weights, of_checkpoint, refuse_another
 from odenet_lightning.data import MNISTDataModule
@@ -48,20 +49,6 @@ from odenet_lightning.solvers import SolverError
 from odenet_lightning.unsupported import refuse_spawning
 
 ALWAYS = (Resume, Throughput, EventFile, EpochLines, TestReport, PredictionWriter)
-
-
-class Parser(LightningArgumentParser):
-    """Raises instead of printing its usage, so that every error ends in one line; takes no flag's abbreviation.
-
-    An abbreviation would pass by `CommandLine`, and with it a checkpoint's settings and whether it is trusted.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(condense(message)) from ex
 
 
 class CLI(LightningCLI):
@@ -76,6 +63,7 @@ class CLI(LightningCLI):
             parser_class=Parser,
             seed_everything_default=defaults()["seed_everything"],
             auto_configure_optimizers=False,
+            save_config_callback=SavedConfig,
             # a requeued job continues in its own folder; no other run may write over one
             save_config_kwargs={"overwrite": is_requeued()},
             trainer_defaults={},
@@ -96,6 +84,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(EvaluationCounts, "nfe")
         parser.add_lightning_class_args(IsODE, "is_ode")
+        put_own_first(parser, self.line.command)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -144,7 +133,9 @@ class CLI(LightningCLI):
             TestReport(),
             PredictionWriter(),
         ]
-        if trainer.logger in (None, True):
+        if trainer.logger is None and self.subcommand in ("validate", "test"):
+            kwargs["logger"] = False  # they print their results, and are no runs among the others
+        elif trainer.logger in (None, True):
             root = trainer.default_root_dir or "."
             kwargs["logger"] = TensorBoardLogger(
                 save_dir=root, name="lightning_logs", version=self._version(root), default_hp_metric=False
