@@ -41,8 +41,8 @@ CLASS_HINTS = {
 # what argparse says of options that it does not know, and Lightning of those that this project's module cannot serve,
 # as what to do about it
 FORESEEN = {
-    r"`ModelCheckpoint\(monitor='(.*)'\)` could not find .*: \[(.*)\]\. HINT.*": r"--checkpoint.monitor \1 is not logged: "
-    r"what is, is \2",
+    r"`ModelCheckpoint\(monitor='(.*)'\)` could not find .*: \[(.*)\]\. HINT.*": r"--checkpoint.monitor \1 is not "
+    r"logged: what is, is \2",
     r"Target (\d+) is out of bounds\.": r"the network has no output for label \1: it needs one for each class",
     r"(unrecognized arguments: .*)": r"\1 (options are written out in full, as --help lists them)",
     r"(?s).*'ClassifierModule' object has no attribute '(\w+)'.*": r"a callback needs the module to have "

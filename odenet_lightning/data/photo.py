@@ -153,7 +153,7 @@ def with_usual_pen(ink: Array, digit: Mask) -> Array:
     size = max(np.ptp(rows), np.ptp(columns)) + 1
     # a strip of width w is w / 4 from its edge on average
     pen = 4 * float(ndimage.distance_transform_edt(digit)[digit].mean())
-    change = int(round(np.clip(pen, PEN[0] * size, PEN[1] * size) - pen))
+    change = round(float(np.clip(pen, PEN[0] * size, PEN[1] * size)) - pen)
     if abs(change) < 2:
         return ink
     if change > 0:
