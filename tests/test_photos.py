@@ -12,7 +12,7 @@ from odenet_lightning.data.image_folder import read_digit
 from tests.photos import FONTS, KINDS, plain
 
 # how alike a digit must be to that of the plain picture: a pen of another width changes it more than light does
-ALIKE = {"thin pen": 0.6, "thick pen": 0.6, "blur": 0.85, "ruled paper": 0.85}
+ALIKE = {"thin pen": 0.6, "thick pen": 0.6, "blur": 0.75, "ruled paper": 0.85}
 
 
 @pytest.mark.parametrize("kind", KINDS)

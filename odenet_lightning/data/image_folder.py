@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
@@ -79,6 +79,8 @@ def read_digit(path: Path) -> Tensor:
             opaque = upright.convert("RGBA") if "A" in upright.getbands() or "transparency" in upright.info else upright
             if opaque.mode == "RGBA":
                 opaque = Image.alpha_composite(Image.new("RGBA", opaque.size, paper_of(opaque)), opaque)
+            if opaque.mode == "1" and min(opaque.size) > 2 * SIZE:  # the dots of black and white are its greys
+                opaque = opaque.convert("L").filter(ImageFilter.BoxBlur(max(opaque.size) / 100))
             if opaque.mode.startswith(("I", "F")):
                 grey = V.pil_to_tensor(opaque)[0].to(torch.float32)
                 grey = grey / grey.max().clamp(min=1.0)
