@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, Lea
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from odenet_lightning.trainer import datamodule
+from odenet_lightning.data import MNISTDataModule
 
 LOW_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
 
@@ -31,7 +31,7 @@ def refuse_unsupported(trainer: Trainer, skips: bool) -> None:
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(callback, LearningRateFinder):  # it sets the optimiser's rate, which a schedule then overwrites
             raise ValueError("LearningRateFinder does not go with schedules: compare a few --model.optimizer.lr")
-        if isinstance(callback, BatchSizeFinder) and datamodule(trainer) is not None:
+        if isinstance(callback, BatchSizeFinder) and isinstance(getattr(trainer, "datamodule", None), MNISTDataModule):
             raise ValueError(
                 "BatchSizeFinder ends where memory does, and these small images never fill it: give --data.batch_size"
             )
