@@ -142,8 +142,9 @@ class CLI(LightningCLI):
             )
         if trainer.enable_progress_bar is None:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
-        bars = [callback for callback in trainer.callbacks or [] if isinstance(callback, LightningProgressBar)]
-        if kwargs.get("enable_progress_bar", trainer.enable_progress_bar) and not bars:
+        given = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+        has_own = any(isinstance(callback, LightningProgressBar) for callback in given)
+        if kwargs.get("enable_progress_bar", trainer.enable_progress_bar) and not has_own:
             callbacks.append(ProgressBar())
         if trainer.enable_model_summary is None:
             kwargs["enable_model_summary"] = False
