@@ -5,25 +5,40 @@ draw a set for each image.
 """
 
 import math
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 BACKGROUND = -1.0  # of a normalised image
 
 
-class Augmentation(ABC):
-    """Images to changed images, the same number and shape. Subclass it and name the class in `data.augment`."""
+class Augmentation:
+    """Images to changed images, the same number and shape.
 
-    @abstractmethod
-    def __call__(self, images: Tensor) -> Tensor:
+    Subclass it, implement `forward`, and name the class in `data.augment`.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
         """Return changed copies.
 
         Args:
             images: `[B, 1, H, W]` in [-1, 1], on any device.
         """
+        raise NotImplementedError(f"{type(self).__name__} needs a method forward(images) that returns changed copies")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return `forward(images)`.
+
+        Raises:
+            ValueError: it is not as many images of the same shape.
+        """
+        changed = self.forward(images)
+        if not isinstance(changed, Tensor) or changed.shape != images.shape:
+            kind = f"the shape {list(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
+            raise ValueError(f"{type(self).__name__} returned {kind}, needs {list(images.shape)}, the images' shape")
+        return changed
 
 
 class Shift(Augmentation):
@@ -38,8 +53,8 @@ class Shift(Augmentation):
             raise ValueError(f"pixels must not be negative, not {pixels!r}")
         self.pixels = pixels
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return shifted copies."""
+    @override
+    def forward(self, images: Tensor) -> Tensor:
         batch, _, height, width = images.shape
         padded = F.pad(images, (self.pixels,) * 4, value=BACKGROUND)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [B, 1, places, places, H, W]
@@ -80,8 +95,8 @@ class Deform(Augmentation):
             raise ValueError(f"scale must be less than 0.5, or images could vanish, not {scale!r}")
         self.degrees, self.scale, self.shear, self.shift, self.elastic = degrees, scale, shear, shift, elastic
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return deformed copies."""
+    @override
+    def forward(self, images: Tensor) -> Tensor:
         grid = F.affine_grid(self._affine(images), list(images.shape), align_corners=False)
         if self.elastic > 0:
             grid = grid + self._bend(images)

@@ -24,8 +24,8 @@ def release(figure: Figure) -> None:
     canvas.figure = figure.canvas = None  # type: ignore[assignment]
 
 
-# for signed values: its lightness grows with them, so that signs are told apart in grey, too
-SIGNED = "viridis"
+# for signed values: white is 0, blue below it, red above it; between pictures on it the paper is grey
+SIGNED, PAPER = "RdBu_r", "0.85"
 # black, orange, blue, sky, green, purple, grey (Okabe and Ito 2008): told apart by every eye, and by markers in grey
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#56b4e9", "#009e73", "#cc79a7", "#888888")
 MARKERS = "os^Dv*X"
@@ -150,7 +150,7 @@ def draw_feature_maps(image: Tensor, states: Tensor, times: Sequence[float]) -> 
     maps.set_yticks([i * (height + gap) + height / 2 for i in range(channels)], [str(i + 1) for i in range(channels)])
     maps.xaxis.tick_top()
     maps.tick_params(length=0)
-    maps.set(ylabel="channel", anchor="N")
+    maps.set(ylabel="channel", anchor="N", facecolor=PAPER)
     maps.spines[:].set_visible(False)
     figure.colorbar(drawn, ax=maps, label="state y(t), one scale for all", shrink=0.8)
     return figure

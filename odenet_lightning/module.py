@@ -18,7 +18,7 @@ from odenet_lightning.data import DataError, FolderDataModule
 from odenet_lightning.divergence import refuse_loss
 from odenet_lightning.gradients import UnknownTensorError
 from odenet_lightning.graphs import StepGraphs
-from odenet_lightning.models import CLASSES, Classifier, ODENet
+from odenet_lightning.models import CLASSES, Classifier, ODENet, refuse_no_logits
 from odenet_lightning.optimizers import learning_rates
 from odenet_lightning.regularizers import Regularizer, regularized
 from odenet_lightning.schedules import Schedule, refuse_unknown, scheduler_of
@@ -89,11 +89,20 @@ class ClassifierModule(Restorable):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.net(x)
+        logits = refuse_no_logits(self.net, self.net(x), x)
         return logits if logits.dtype == torch.float64 else logits.float()  # losses are not for half precision
+
+    def _pair(self, batch: Any) -> Batch:
+        if isinstance(batch, list | tuple) and len(batch) == 2:
+            return batch[0], batch[1]
+        data = getattr(self.trainer, "datamodule", None)
+        giver = "the loader" if data is None else type(data).__name__
+        size = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+        raise ValueError(f"{giver} gives a {type(batch).__name__}{size}, needs batches of two: images, labels")
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        batch = self._pair(batch)
         try:
             taken = self.graphs.take(batch) if self.graphs else None
             loss, logits, value = (*taken, None) if taken else self._losses(*batch)
@@ -148,7 +157,7 @@ class ClassifierModule(Restorable):
 
     def _evaluate(self, part: str, batch: Batch, mean: MeanMetric, accuracy: MulticlassAccuracy) -> dict[str, Tensor]:
         """Log loss and accuracy, from their own sums; return the logits for callbacks."""
-        images, labels = batch
+        images, labels = self._pair(batch)
         logits = self(images)
         mean.update(F.cross_entropy(logits, labels), weight=len(labels))
         accuracy.update(logits, labels)
@@ -171,7 +180,7 @@ class ClassifierModule(Restorable):
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        images, _ = batch
+        images, _ = self._pair(batch)
         return {"probabilities": self(images).softmax(1), "images": images}
 
     @override

@@ -47,5 +47,5 @@ def refuse_longer_run(scheduler: object, steps: float) -> None:
     if planned is not None and planned < steps:
         raise ValueError(
             f"the checkpoint's schedule of the learning rate ends after {planned} steps, but this run is to take "
-            f"{int(steps)}: resume with the same length, or start afresh"
+            f"{int(steps)}: resume with the same length, or train its weights on with a new one (fit --weights FILE)"
         )

@@ -9,7 +9,7 @@ from odenet_lightning.checkpoints import load_checkpoint
 from odenet_lightning.checkpoints.read import kept_data
 from odenet_lightning.data import Source
 from odenet_lightning.data.datasets import DIGITS, RELATIVES
-from odenet_lightning.models import IMAGE_SIZE, Classifier
+from odenet_lightning.models import IMAGE_SHAPE, Classifier, ImageShape
 from odenet_lightning.module import ClassifierModule
 
 
@@ -25,7 +25,7 @@ class TrainedNetwork:
     """
 
     net: Classifier
-    image_shape: tuple[int, int, int]
+    image_shape: ImageShape
     class_names: tuple[str, ...]
     source: Source | None
 
@@ -41,19 +41,19 @@ def load_trained(path: str, trusted: str | None = None) -> TrainedNetwork:
         RefusedCheckpoint: see `ClassifierModule.load_from_checkpoint`.
     """
     checkpoint = load_checkpoint(path)
-    net = ClassifierModule.load_from_checkpoint(path, trusted=trusted).net.eval()
-    shape = image_shape(checkpoint)
+    module = ClassifierModule.load_from_checkpoint(path, trusted=trusted)
+    net, shape = module.net.eval(), image_shape(checkpoint)
     with torch.no_grad():
         classes = net(torch.zeros(1, *shape)).size(1)
     source = kept_data(checkpoint).get("source")
-    named = RELATIVES[source].class_names if source in RELATIVES else DIGITS
+    named = module.class_names or (RELATIVES[source].class_names if source in RELATIVES else DIGITS)
     names = tuple(named) if len(named) == classes else tuple(map(str, range(classes)))
     return TrainedNetwork(net, shape, names, source if source in get_args(Source) else None)
 
 
-def image_shape(checkpoint: dict[str, Any]) -> tuple[int, int, int]:
+def image_shape(checkpoint: dict[str, Any]) -> ImageShape:
     """The shape that the network's settings name, by default MNIST's."""
     net = checkpoint.get("hyper_parameters", {}).get("net")
     settings = net.get("init_args", {}) if isinstance(net, dict) else {}
-    channels, height, width = settings.get("image_shape") or (1, IMAGE_SIZE, IMAGE_SIZE)
+    channels, height, width = settings.get("image_shape") or IMAGE_SHAPE
     return channels, height, width

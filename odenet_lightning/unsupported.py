@@ -1,9 +1,11 @@
 """Settings that do not work with Neural ODEs, refused before the first batch."""
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, LearningRateFinder
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from odenet_lightning.data import MNISTDataModule
 
 LOW_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
 
@@ -29,6 +31,10 @@ def refuse_unsupported(trainer: Trainer, skips: bool) -> None:
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(callback, LearningRateFinder):  # it sets the optimiser's rate, which a schedule then overwrites
             raise ValueError("LearningRateFinder does not go with schedules: compare a few --model.optimizer.lr")
+        if isinstance(callback, BatchSizeFinder) and isinstance(getattr(trainer, "datamodule", None), MNISTDataModule):
+            raise ValueError(
+                "BatchSizeFinder ends where memory does, and these small images never fill it: give --data.batch_size"
+            )
         if isinstance(callback, EMAWeightAveraging):
             step, epoch = callback.update_starting_at_step, callback.update_starting_at_epoch
             if step or epoch:

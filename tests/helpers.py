@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 from matplotlib.figure import Figure
 
+from odenet_lightning.cli import main
 from odenet_lightning.figures import new_figure
 from odenet_lightning.studies import Study
 from odenet_lightning.studies.study import Row, number
@@ -53,3 +55,16 @@ class Squares(Study):
         figure = new_figure(3, 3)
         figure.subplots().plot([number(row, "number") for row in rows], [number(row, "square") for row in rows])
         return figure
+
+
+def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a call that must fail; returns its one line of error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code in (1, 2)
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1, errors
+    assert errors[0].startswith("error: ")
+    assert len(errors[0]) < 400
+    return errors[0]

@@ -23,10 +23,12 @@ from odenet_lightning.callbacks import Throughput
 from odenet_lightning.checkpoints.trust import foreign_texts
 from odenet_lightning.cli import main
 from odenet_lightning.cli.app import CLI
-from odenet_lightning.cli.argv import defaults, split
+from odenet_lightning.cli.argv import split
 from odenet_lightning.cli.choices import drawn_seed
+from odenet_lightning.cli.configs import defaults
 from odenet_lightning.cli.errors import PROGRAM, UsageError, condense
 from odenet_lightning.data import load_sample
+from tests.helpers import fails
 
 DOPRI5 = ["--model.net.solver", "Dopri5"]
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
@@ -47,19 +49,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> Path:
     return folder / "lightning_logs" / "version_0"
 
 
-def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a call that must fail; returns its one line of error."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(args)
-    assert ended.value.code in (1, 2)
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(errors) == 1, errors
-    assert errors[0].startswith("error: ")
-    assert len(errors[0]) < 400
-    return errors[0]
-
-
 def test_fit_leaves_everything_a_person_needs(run: Path) -> None:
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert (run / "config.yaml").is_file()
@@ -78,6 +67,9 @@ def test_hyperparameters_say_which_digits(run: Path) -> None:
     start = metadata["_hparams_/session_start_info"].plugin_data.content
     for part in (b"data.digits_used", b"sample", b"num_params", b"net.init_args.channels"):
         assert part in start
+    columns = EventAccumulator(str(run)).Reload().summary_metadata["_hparams_/experiment"].plugin_data.content
+    places = [columns.index(name) for name in (b"network", b"solver", b"gradient", b"optimizer", b"lr", b"schedule")]
+    assert places == sorted(places), "the first columns of the table"
     experiment = metadata["_hparams_/experiment"].plugin_data.content
     assert b"val/acc" in experiment
 
@@ -110,18 +102,40 @@ def test_test_uses_the_checkpoints_model_and_flags_win(
     ]
     main(call)
     assert "Accuracy on 500 test images of sample: " in capsys.readouterr().out
-    main([*call, "--model.net.solver", "RK4", "--model.net.solver.num_steps", "3"])
-    solvers = [
-        yaml.safe_load((workdir / f"lightning_logs/version_{v}/config.yaml").read_text())["model"]["net"]["init_args"][
-            "solver"
-        ]
-        for v in (0, 1)
-    ]
+    assert not (workdir / "lightning_logs").exists(), "a test is no run among the others"
+    solvers = []
+    for flags in ([], ["--model.net.solver", "RK4", "--model.net.solver.num_steps", "3"]):
+        with pytest.raises(SystemExit):
+            main([*call, *flags, "--print_config"])
+        solvers.append(yaml.safe_load(capsys.readouterr().out)["model"]["net"]["init_args"]["solver"])
     assert solvers[0]["class_path"].endswith("Midpoint")
     assert solvers[1] == {
         "class_path": "odenet_lightning.solvers.RK4",
         "init_args": {"num_steps": 3, "step_size": None},
     }
+
+
+@pytest.mark.filterwarnings("default:no step was taken")
+def test_without_a_logger_as_often_as_wanted(
+    workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ["fit", *SAMPLE, "--data.root", str(sample_root), "--trainer.accelerator", "cpu", "--trainer.logger", "false"]
+    once = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"]
+    main([*fit, *once, "--trainer.enable_checkpointing", "false"])
+    main([*fit, *once, "--trainer.enable_checkpointing", "false"])
+    main([*fit, "--trainer.fast_dev_run", "1"])
+    assert not list(workdir.rglob("config.yaml"))
+
+
+def test_help_begins_with_this_projects_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = capsys.readouterr().out
+    order = [
+        text.index(part) for part in ("--model.net.help CLASS", "--data.root", "--checkpoint.monitor", "--trainer.")
+    ]
+    assert order == sorted(order)
+    assert text.index("--trainer.") > text.index("--is_ode.images")
 
 
 def test_a_narrower_checkpoint_needs_no_flags(
@@ -517,7 +531,9 @@ def test_a_checkpoint_imports_nothing_foreign(
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     checkpoint["datamodule_hyper_parameters" if part == "augment" else "hyper_parameters"][part] = value
     torch.save(checkpoint, workdir / name)
-    for args in (["test", "--ckpt_path", name], ["fit", f"--ckpt_path={name}"]):
+    for args in (["test", "--ckpt_path", name], ["fit", f"--ckpt_path={name}"], ["fit", "--weights", name]):
+        if part == "optimizer" and "--weights" in args:
+            continue  # which leaves the optimiser out
         assert "importing that would run its code" in fails([*args, "--data.source", "sample"], capsys)
     assert not (workdir / "ran").exists()
 
@@ -545,7 +561,7 @@ def test_a_checkpoint_brings_its_split_along(
     main(["fit", *few, "--data.batch_size", "23", "--data.split_seed", "7", "--data.augment", "false"])
     capsys.readouterr()
     last = "lightning_logs/version_0/checkpoints/last.ckpt"
-    main(["fit", *few, "--ckpt_path", last, "--trainer.max_epochs", "3", "--model.schedule", "constant"])
+    main(["fit", *few, "--weights", last, "--trainer.max_epochs", "1"])
     kept = yaml.safe_load(Path("lightning_logs/version_1/config.yaml").read_text())["data"]
     assert (kept["batch_size"], kept["split_seed"], kept["augment"]) == (23, 7, False)
     capsys.readouterr()
@@ -735,7 +751,11 @@ def test_the_best_value_has_its_monitors_name(
             "constant",
             "give a larger --trainer.max_steps and a larger --trainer.max_epochs",
         ),
-        (["--trainer.max_epochs", "1"], "cosine", "its cosine schedule; to train for longer, start afresh"),
+        (
+            ["--trainer.max_epochs", "1"],
+            "cosine",
+            "so is its cosine schedule: train its weights on with a",
+        ),
     ],
 )
 def test_advice_after_a_complete_run(
@@ -754,14 +774,70 @@ def test_advice_after_a_complete_run(
         out = capsys.readouterr()
         assert "4 steps" in out.out
         assert "no step was taken" not in out.err
+    if schedule == "cosine":
+        main([*fit, *limits, "--weights", resume[1]])
+        out = capsys.readouterr().out
+        assert f"parameters, from the weights of {resume[1]}" in out
+        assert "trained          1 epochs, 2 steps" in out
 
 
-def test_a_run_is_not_resumed_with_another_optimizer(
-    run: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            ["--model.optimizer", "torch.optim.SGD"],
+            "trained with MuonWithAdamW, this run has SGD: resume",
+        ),
+        (
+            ["--model.schedule", "constant"],
+            "trained with one_cycle, this run has constant: resume",
+        ),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_optimizer_or_schedule(
+    given: list[str], told: str, run: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Nor at the rate at which a cycle has ended."""
     last = str(run / "checkpoints/last.ckpt")
-    error = fails(["fit", "--ckpt_path", last, "--model.optimizer", "torch.optim.SGD"], capsys)
-    assert "trained with MuonWithAdamW, this run has SGD: resume with the same optimiser" in error
+    error = fails(["fit", "--ckpt_path", last, *given], capsys)
+    assert told in error
+    assert error.endswith(f"with a new optimiser and schedule (fit --weights {last})")
+
+
+def test_a_new_run_starts_from_weights(
+    run: Path, workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the network and the data that go with them, and an optimiser and a schedule of its own."""
+    few = ["--trainer.accelerator", "cpu", "--data.root", str(sample_root), "--trainer.log_every_n_steps", "1"]
+    few += ["--trainer.limit_val_batches", "2", "--trainer.num_sanity_val_steps", "0"]
+    best = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    weights = {key: best[key] for key in ("state_dict", "hyper_parameters", "pytorch-lightning_version", "warm_steps")}
+    torch.save({**weights, **{key: best[key] for key in best if key.startswith(("data", "MNIST"))}}, "weights.ckpt")
+    # with a rate of 0 they stay
+    still = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0", "--model.schedule", "constant"]
+    main(["fit", "--weights", "weights.ckpt", *still, *few, "--trainer.max_steps", "3"])
+    out = capsys.readouterr().out
+    assert "digits           sample" in out
+    last = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
+    for name, weight in best["state_dict"].items():
+        assert torch.equal(weight, last["state_dict"][name]), name
+    assert yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())["weights"] == "weights.ckpt"
+    # its own config, which names the weights, resumes it
+    main(
+        [
+            "fit",
+            "--config",
+            "lightning_logs/version_0/config.yaml",
+            "--ckpt_path",
+            "lightning_logs/version_0/checkpoints/last.ckpt",
+            "--trainer.max_steps",
+            "5",
+        ]
+    )
+    out = capsys.readouterr().out
+    assert "from the weights" not in out
+    assert "5 steps" in out
 
 
 def test_weights_alone_are_not_resumed(run: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -769,7 +845,9 @@ def test_weights_alone_are_not_resumed(run: Path, workdir: Path, capsys: pytest.
     for key in ("optimizer_states", "lr_schedulers", "loops", "callbacks"):
         del checkpoint[key]
     torch.save(checkpoint, "weights.ckpt")
-    assert "holds weights without the optimiser's state" in fails(["fit", "--ckpt_path", "weights.ckpt"], capsys)
+    error = fails(["fit", "--ckpt_path", "weights.ckpt"], capsys)
+    assert "holds weights without the optimiser's state" in error
+    assert "(fit --weights weights.ckpt)" in error
 
 
 @pytest.mark.parametrize(
@@ -798,6 +876,11 @@ def test_a_config_that_is_none(content: bytes, told: str, workdir: Path, capsys:
     ("args", "told"),
     [
         (["--trainer.callbacks", "LearningRateFinder"], "compare a few --model.optimizer.lr"),
+        (["--trainer.callbacks", "BatchSizeFinder"], "never fill it: give --data.batch_size"),
+        (
+            ["--checkpoint.monitor", "val/accc", "--checkpoint.mode", "max"],
+            "--checkpoint.monitor val/accc is not logged: what is, is 'train/loss'",
+        ),
         (["--trainer.callbacks", "BackboneFinetuning"], "needs the module to have 'backbone'"),
         (["--trainer.callbacks", "EarlyStopping"], "the following arguments are required: monitor"),
         (["--checkpoint.monitor", "lr"], "whether lr should be large or small is not known: give --checkpoint.mode"),

@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from odenet_lightning.cli import main
-from odenet_lightning.cli.argv import bare_data, read_config
+from odenet_lightning.cli.argv import bare_data
+from odenet_lightning.cli.configs import read_config
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

@@ -270,12 +270,18 @@ def test_a_later_layer_may_work_in_place(gradient: Gradient) -> None:
 @pytest.mark.parametrize(
     ("field", "what"),
     [
-        (lambda t, y: y[:, :1], r"the shape \[4, 1, 8, 8\] for a state of shape \[4, 6, 8, 8\]"),
+        (lambda t, y: y[:, :1], r"the shape \[4, 1, 8, 8\], needs \[4, 6, 8, 8\]"),
         (lambda y, t: t * 2.0 if t.dim() == 0 else y * 2.0, r"the shape \[\].*in this order"),
-        (lambda t, y: None, "returned NoneType"),
-        (lambda t, y: torch.complex(y, y), "complex values"),
+        (lambda t, y: None, r"returned NoneType, needs a tensor of shape \[4, 6, 8, 8\]"),
+        (lambda t, y: torch.complex(y, y), "returned torch.complex64, needs torch.float32"),
+        (lambda t, y: (y > 0).long(), "returned torch.int64, needs torch.float32"),
+        (
+            lambda t, y: y @ y.new_zeros(3, 3),
+            r"<lambda> failed as f\(t, y\), with .* of shape \[4, 6, 8, 8\].*RuntimeEr",
+        ),
+        (lambda y: y, r"<lambda> failed as f\(t, y\), .*TypeError: .* takes 1 positional argument but 2 were given"),
     ],
-    ids=["broadcasts", "order", "None", "complex"],
+    ids=["broadcasts", "order", "None", "complex", "integers", "fails", "one argument"],
 )
 @each_gradient
 def test_what_is_no_vector_field_is_refused(gradient: Gradient, field: Any, what: str) -> None:

@@ -14,7 +14,9 @@ from odenet_lightning import ClassifierModule
 from odenet_lightning.checkpoints import checkpoint_file, load_checkpoint, shipped_names
 from odenet_lightning.checkpoints.trust import texts
 from odenet_lightning.cli import main
-from odenet_lightning.data import MNISTDataModule, load_folder, load_sample, normalise
+from odenet_lightning.data import MNISTDataModule, load_sample, normalise
+from odenet_lightning.data.image_folder import read_digit
+from odenet_lightning.data.picture_files import load_pictures
 from odenet_lightning.exporting.fixed import predicted
 from odenet_lightning.trained import load_trained
 from tests.test_cli import fails
@@ -122,6 +124,6 @@ def rendered(index: int, folder: Path) -> None:
 def test_rendered_digits_are_read(tmp_path: Path) -> None:
     for index in range(50):
         rendered(index, tmp_path)
-    images, paths, unreadable = load_folder(tmp_path)
+    images, paths, unreadable = load_pictures([tmp_path], read_digit)
     assert (len(paths), unreadable) == (50, [])
     assert int((predicted(load_trained("default").net, images) == torch.arange(50) % 10).sum()) >= 45

@@ -9,6 +9,7 @@ from odenet_lightning.callbacks.is_ode import IsODE
 from odenet_lightning.callbacks.nfe import EvaluationCounts
 from odenet_lightning.callbacks.pictures import Pictures
 from odenet_lightning.callbacks.predictions import PredictionWriter
+from odenet_lightning.callbacks.progress_bar import ProgressBar
 from odenet_lightning.callbacks.resume import Resume
 from odenet_lightning.callbacks.test_report import TestReport
 from odenet_lightning.callbacks.throughput import Throughput
@@ -23,6 +24,7 @@ __all__ = [
     "IsODE",
     "Pictures",
     "PredictionWriter",
+    "ProgressBar",
     "Resume",
     "TestReport",
     "Throughput",

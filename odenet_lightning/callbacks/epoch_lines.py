@@ -1,14 +1,17 @@
 """EpochLines: a line for each epoch."""
 
+import sys
+
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from tqdm import tqdm
 from typing_extensions import override
 
 from odenet_lightning.callbacks.classifier import classifier
 
 
 class EpochLines(Callback):
-    """A plain line per epoch, for logs and pipes, where a progress bar would be noise.
+    """A plain line per epoch, above the progress bar or, in logs and pipes, without one.
 
     Shows what was logged in that epoch: one that is cut by `max_time` may lack a number.
     """
@@ -41,4 +44,5 @@ class EpochLines(Callback):
         ):
             if name in values:
                 shown.append(f"{label} {style.format(float(values[name]))}")
-        print("  ".join(shown), flush=True)
+        tqdm.write("  ".join(shown))  # above the progress bar, where there is one
+        sys.stdout.flush()

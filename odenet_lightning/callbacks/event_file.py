@@ -8,6 +8,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summary
 from typing_extensions import override
 
 from odenet_lightning.callbacks.classifier import classifier
+from odenet_lightning.module import ClassifierModule
 from odenet_lightning.trainer import datamodule, tensorboard
 
 
@@ -32,7 +33,8 @@ class EventFile(Callback):
             file.add_event(Event(step=trainer.global_step, file_version="brain.Event:2"))
             file.add_event(Event(step=trainer.global_step, session_log=restart))
         data = datamodule(trainer)
-        values = {**flatten(dict(pl_module.hparams)), "num_params": classifier(pl_module).num_params}
+        values = headline(trainer, classifier(pl_module))
+        values |= {**flatten(dict(pl_module.hparams)), "num_params": classifier(pl_module).num_params}
         if data is not None:
             values |= flatten({"data": dict(data.hparams)}) | {"data.digits_used": data.digits_used}
         values |= {"precision": str(trainer.precision), "processes": trainer.world_size}
@@ -40,6 +42,19 @@ class EventFile(Callback):
         experiment, session, _ = hparams_summary(values, {"val/acc": 0.0, "val/loss": 0.0})
         for summary in (experiment, session):
             file.add_summary(summary)
+
+
+def headline(trainer: Trainer, module: ClassifierModule) -> dict[str, str | int | float | bool]:
+    """What tells runs apart, for the first columns of TensorBoard's table."""
+    block = next(iter(module.net.ode_blocks), None)
+    optimizer = trainer.optimizers[0]
+    group = optimizer.param_groups[0]
+    parts = {"network": module.net, "optimizer": optimizer}
+    parts |= {} if block is None else {"solver": block.solver, "gradient": block.gradient}
+    names = {
+        name: type(parts[name]).__name__ for name in ("network", "solver", "gradient", "optimizer") if name in parts
+    }
+    return {**names, "lr": float(group.get("max_lr", group.get("initial_lr", group["lr"])))}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:

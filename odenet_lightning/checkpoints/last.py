@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from typing_extensions import override
 
+from odenet_lightning.checkpoints.interrupt import InterruptWatch, interrupted
 from odenet_lightning.checkpoints.slurm import in_slurm, preempted, requeue
 
 
@@ -22,6 +23,8 @@ class LastCheckpoint(Checkpoint):
     its state counts as kept: its validation, and the curves, which Lightning writes after all hooks.
     So the state is written at the step's end to a file beside (again after its validation), and takes
     the name `last.ckpt` when the next step, or the next epoch, begins.
+
+    With one process, the first Ctrl-C has it keep the state after the step and end the run with code 130.
 
     Under SLURM, SIGUSR1 (`#SBATCH --signal`) has it keep the state, put the job back into the queue
     and end the run; the job's next start continues from the file. Lightning's own handler saves in the
@@ -37,6 +40,7 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"every_n_train_steps must not be negative, not {every_n_train_steps!r}")
         self.every_n_train_steps = every_n_train_steps
         self.in_slurm = in_slurm()
+        self.watch = InterruptWatch()
         self.step = 0  # the last one seen
         self.is_pending = self.is_preempted = False
         self.ends_epoch = 0  # epochs processed when the pending state was written, where it is an epoch's end
@@ -65,6 +69,8 @@ class LastCheckpoint(Checkpoint):
         self.is_pending = False
 
     def _is_preempted(self, trainer: Trainer) -> bool:
+        if trainer.world_size == 1 and interrupted.is_set():
+            return True
         # the signal reaches the processes at different steps: they must stop after the same one
         return self.in_slurm and trainer.strategy.reduce_boolean_decision(preempted.is_set(), all=False)
 
@@ -86,6 +92,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step = trainer.global_step
         self.is_pending = self.is_preempted = False
+        if trainer.world_size == 1:  # several would stop after different steps, and wait for each other
+            self.watch.start()
 
     @override
     def on_train_batch_end(
@@ -114,28 +122,32 @@ class LastCheckpoint(Checkpoint):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._keep(trainer)
-        self._requeue(trainer)
+        self._end(trainer)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._keep(trainer)
-        self._requeue(trainer)
+        self._end(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._keep(trainer)
+        self.watch.stop()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.watch.stop()
         # Lightning raises the former between two steps; Ctrl-C comes anywhere, so only an epoch that is over counts
         epochs = trainer.fit_loop.epoch_progress.current
         if isinstance(exception, SIGTERMException) or 0 < self.ends_epoch <= epochs.completed:
             self._keep(trainer)
 
-    def _requeue(self, trainer: Trainer) -> None:
+    def _end(self, trainer: Trainer) -> None:
         if not self.is_preempted:
             return
         self.is_preempted = False
+        if interrupted.is_set():
+            raise SystemExit(130)
         preempted.clear()
         if trainer.strategy.broadcast(requeue() if trainer.is_global_zero else False):
             rank_zero_warn(f"preempted at step {trainer.global_step}: state kept in {self.path(trainer)}, job requeued")

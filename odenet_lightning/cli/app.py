@@ -3,10 +3,11 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -21,6 +22,7 @@ from odenet_lightning.callbacks import (
     IsODE,
     Pictures,
     PredictionWriter,
+    ProgressBar,
     Resume,
     TestReport,
     Throughput,
@@ -34,12 +36,14 @@ from odenet_lightning.checkpoints import (
     is_requeued,
 )
 from odenet_lightning.checkpoints.restorable import OBJECTS
-from odenet_lightning.cli.argv import CommandLine, bare_data, defaults
+from odenet_lightning.cli.argv import CommandLine, bare_data
 from odenet_lightning.cli.choices import RunLength, drawn_seed
-from odenet_lightning.cli.errors import UsageError, condense, explain, is_lost_process, named_in_errors
+from odenet_lightning.cli.configs import defaults
+from odenet_lightning.cli.errors import UsageError, explain, is_lost_process, named_in_errors
 from odenet_lightning.cli.layers import arguments, flat, is_spec
+from odenet_lightning.cli.parser import Parser, SavedConfig, put_own_first
 from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, how_to_resume, interrupted
-from odenet_lightning.cli.resume import of_checkpoint, refuse_another_optimizer
+from odenet_lightning.cli.resume import load_weights, of_checkpoint, refuse_another
 from odenet_lightning.cli.shape import take_shape
 from odenet_lightning.data import ImageDataModule, MNISTDataModule
 from odenet_lightning.divergence import DivergenceError
@@ -47,33 +51,17 @@ from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import SolverError
 from odenet_lightning.unsupported import refuse_spawning
 
-
-class Parser(LightningArgumentParser):
-    """Raises instead of printing its usage, so that every error ends in one line; takes no flag's abbreviation.
-
-    An abbreviation would pass by `CommandLine`, and with it a checkpoint's settings and whether it is trusted.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(condense(message)) from ex
+ALWAYS = (Resume, Throughput, EventFile, EpochLines, TestReport, PredictionWriter)
 
 
 class CLI(LightningCLI):
-    """fit | validate | test | predict.
-
-    Args:
-        line: the command line, taken apart.
-        kwargs: LightningCLI's.
-    """
+    """fit | validate | test | predict; `line` is the command line, taken apart, `kwargs` are LightningCLI's."""
 
     def __init__(self, line: CommandLine, **kwargs: Any) -> None:
         self.line = line
         # a checkpoint brings the model and the split it was trained with; configs and flags win, in this order
-        self.trained = of_checkpoint(line.checkpoint, line) if line.checkpoint is not None else {}
+        source = line.checkpoint or line.weights
+        self.trained = of_checkpoint(source, line) if source is not None else {}
         self.data_class = line.data_class or self.trained.get("data", {}).get("class_path")
         super().__init__(
             ClassifierModule,
@@ -82,6 +70,7 @@ class CLI(LightningCLI):
             parser_class=Parser,
             seed_everything_default=defaults()["seed_everything"],
             auto_configure_optimizers=False,
+            save_config_callback=SavedConfig,
             # a requeued job continues in its own folder; no other run may write over one
             save_config_kwargs={"overwrite": is_requeued()},
             trainer_defaults={},
@@ -91,12 +80,19 @@ class CLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for action in parser._actions:  # Lightning tries them as floats first, and takes 1 batch for 1.0, all of them
+            if action.dest.startswith("trainer.limit_"):
+                action._typehint = int | float | None  # pyright: ignore[reportAttributeAccessIssue]
+        if self.line.command == "fit":
+            told = "a checkpoint from whose weights a new run starts, its network with them; the optimiser is new"
+            parser.add_argument("--weights", type=str | None, help=told)
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(EvaluationCounts, "nfe")
         parser.add_lightning_class_args(IsODE, "is_ode")
         parser.add_lightning_class_args(Evaluation, "evaluation")
+        put_own_first(parser, self.line.command)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -115,9 +111,7 @@ class CLI(LightningCLI):
         self.config = parser.parse_args([command, *configs, *flags])
         take_shape(self.config[command], command, is_trained=bool(self.trained))
         if path is not None and command == "fit":
-            refuse_another_optimizer(
-                self.trained["model"].get("optimizer"), self.config.as_dict()["fit"]["model"]["optimizer"]
-            )
+            refuse_another(self.trained["model"], self.config.as_dict()["fit"]["model"], path)
         self.config[command].seed_everything = drawn_seed(self.config[command].seed_everything)
 
     @override
@@ -138,16 +132,20 @@ class CLI(LightningCLI):
                 "--trainer.barebones is for loops without logging and checkpoints: give --trainer.logger false and "
                 "--trainer.enable_checkpointing false instead"
             )
-        callbacks: list[Callback] = [Resume(), Throughput(), EventFile(), TestReport(), PredictionWriter()]
-        if trainer.logger in (None, True):
+        callbacks: list[Callback] = [kind() for kind in ALWAYS]
+        if trainer.logger is None and self.subcommand in ("validate", "test"):
+            kwargs["logger"] = False  # they print their results, and are no runs among the others
+        elif trainer.logger in (None, True):
             root = trainer.default_root_dir or "."
             kwargs["logger"] = TensorBoardLogger(
                 save_dir=root, name="lightning_logs", version=self._version(root), default_hp_metric=False
             )
         if trainer.enable_progress_bar is None:
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
-        if not kwargs.get("enable_progress_bar", trainer.enable_progress_bar):
-            callbacks.append(EpochLines())
+        given = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+        has_own = any(isinstance(callback, LightningProgressBar) for callback in given)
+        if kwargs.get("enable_progress_bar", trainer.enable_progress_bar) and not has_own:
+            callbacks.append(ProgressBar())
         if trainer.enable_model_summary is None:
             kwargs["enable_model_summary"] = False
         if trainer.max_epochs is None and trainer.max_steps == -1:
@@ -190,9 +188,12 @@ class CLI(LightningCLI):
     def before_fit(self) -> None:
         """Say what is about to be trained."""
         refuse_spawning(self.trainer)
-        net = self.model.net
+        net, weights = self.model.net, self.line.weights
+        if weights is not None:
+            load_weights(self.model, weights)
         if self.trainer.is_global_zero:
-            print(f"training {type(net).__name__}, {net.num_params:,} parameters", flush=True)
+            begin = f", from the weights of {weights}" if weights else ""
+            print(f"training {type(net).__name__}, {net.num_params:,} parameters{begin}", flush=True)
 
     def after_fit(self) -> None:
         """Say where everything is and what to do next."""
@@ -207,7 +208,7 @@ class CLI(LightningCLI):
         try:
             self.trainer.fit(model, **kwargs)
             if any(isinstance(c, Resume) and c.took_no_step(self.trainer) for c in self.trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
-                rank_zero_warn(complete(self.trainer, model))
+                rank_zero_warn(complete(self.trainer, model, self.line.checkpoint or str(last)))
         except (SolverError, DivergenceError, CheckpointError) as error:
             kept, _ = best_checkpoint(self.trainer)
             left = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"
@@ -217,8 +218,8 @@ class CLI(LightningCLI):
             if not is_lost_process(error):
                 raise
             raise RuntimeError(f"{explain(error)}; {how_to_resume(self.trainer)}") from error
-        except SystemExit as end:  # so Lightning ends: with 0 after a SIGTERM, with 1 after Ctrl-C
-            code = 143 if isinstance(end, SIGTERMException) else 130 if end.code == 1 else None
+        except SystemExit as end:  # Lightning ends with 0 after a SIGTERM, with 1 after Ctrl-C before the first step
+            code = 143 if isinstance(end, SIGTERMException) else 130 if end.code in (1, 130) else None
             if code is None:  # a preempted job
                 raise
             if self.trainer.is_global_zero:

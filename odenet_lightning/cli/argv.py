@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ from jsonargparse import get_loader
 
 from odenet_lightning.checkpoints import checkpoint_file
 from odenet_lightning.checkpoints.trust import texts
+from odenet_lightning.cli.configs import DATA, defaults, read_config
 from odenet_lightning.cli.errors import UsageError
 from odenet_lightning.cli.layers import arguments, kept, laid_over, never, same_class
 
-DATA = "odenet_lightning.MNISTDataModule"
 CONFIG_FLAGS = ("--config", "-c")
-GROUPS = {"model", "data", "trainer", "checkpoint", "last", "pictures", "nfe"}
 WORDS = ("best", "last", "hpc", "registry", "null")  # Lightning's, in the place of a checkpoint's path
 
 
@@ -28,8 +26,7 @@ class CommandLine:
         command: fit, validate, test or predict.
         configs: the settings of all configs, a later one laid over the earlier ones.
         flags: all other words, in order.
-        trusted: all texts in configs and flags, except the checkpoint's path. Classes that a checkpoint names may be
-            imported if they are among them.
+        trusted: all texts in configs and flags, except a checkpoint's path: classes that a checkpoint may name.
     """
 
     command: str
@@ -39,12 +36,22 @@ class CommandLine:
 
     @property
     def checkpoint(self) -> str | None:
-        """The checkpoint's path, by its name if it comes with the package; None for one of Lightning's words."""
-        paths = [value for key, value in pairs(self.flags) if key == ["ckpt_path"] and value is not None]
-        path = paths[-1] if paths else self.configs.get("ckpt_path")
-        if path is not None and not isinstance(path, str):
-            raise UsageError(f"ckpt_path must name a file, not {path!r}")
+        """The file of the checkpoint that is tested or resumed; None if it is one of Lightning's words for one."""
+        path = self._file("ckpt_path")
         return None if path is None or path in WORDS else str(checkpoint_file(path))
+
+    @property
+    def weights(self) -> str | None:
+        """The file of the checkpoint whose weights a new run starts from; a resumed run has its own."""
+        path = self._file("weights") if self.checkpoint is None else None
+        return None if path is None else str(checkpoint_file(path))
+
+    def _file(self, name: str) -> str | None:
+        paths = [value for key, value in pairs(self.flags) if key == [name] and value is not None]
+        path = paths[-1] if paths else self.configs.get(name)
+        if path is not None and not isinstance(path, str):
+            raise UsageError(f"{name} must name a file, not {path!r}")
+        return path
 
     @property
     def only_asks(self) -> bool:
@@ -124,13 +131,6 @@ def has_solver(settings: dict[str, Any]) -> bool:
     return "solver" in arguments(arguments(settings.get("model") or {}).get("net") or {})
 
 
-@cache
-def defaults() -> dict[str, Any]:
-    """The built-in recipe."""
-    tree = yaml.safe_load(Path(__file__).with_name("defaults.yaml").read_text())
-    return {**tree, "data": {"class_path": DATA, "init_args": tree["data"]}}
-
-
 def split(given: list[str], commands: tuple[str, ...]) -> CommandLine:
     """Take a command line apart.
 
@@ -160,8 +160,9 @@ def split(given: list[str], commands: tuple[str, ...]) -> CommandLine:
         settings = laid_over(settings, tree, defaults())
     if place and flags[:1] == given[:1]:
         raise UsageError(f"{given[0]} stands before the command: {command} {given[0]} ...")
-    at = [i for i, flag in enumerate(flags) if flag == "--ckpt_path"]
-    trusted |= {flag.split("=", 1)[-1] for i, flag in enumerate(flags) if i - 1 not in at and "ckpt_path=" not in flag}
+    files = [i for i, flag in enumerate(flags) if flag.split("=")[0] in ("--ckpt_path", "--weights")]
+    named = {i + ("=" not in flags[i]) for i in files}
+    trusted |= {flag.split("=", 1)[-1] for i, flag in enumerate(flags) if i not in named}
     return CommandLine(command, settings, flags, trusted)
 
 
@@ -183,66 +184,6 @@ def loaded(value: str | None) -> Any:
         return read_config(value) if path.is_file() else get_loader("yaml")(value)
     except (yaml.YAMLError, UsageError):
         return value  # the parser says what is wrong with it
-
-
-def read_config(value: str) -> dict[str, Any]:
-    """The settings in a config, or in a text of YAML, with those of the files that it names.
-
-    A config can name one or several others under `config`, which it is laid over, and a file in the place of a class's
-    settings. Both are looked up beside the config.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    path = Path(value)
-    if not value or (not path.is_file() and ":" not in value):
-        raise UsageError(f"there is no config {value or '(--config needs a file)'}")
-    return _read(path, ()) if path.is_file() else _parsed(value, value)
-
-
-def _parsed(text: str, name: str) -> dict[str, Any]:
-    try:
-        tree = get_loader("yaml")(text)
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{name} is not YAML{place}: {getattr(e, 'problem', None) or e}") from e
-    if not isinstance(tree, dict):
-        raise UsageError(
-            f"{name} {'is empty' if not text.strip() else 'holds no settings'}: give 'option: value' lines"
-        )
-    tree = {key: value for key, value in tree.items() if key not in GROUPS or value is not None}
-    for key in GROUPS & tree.keys():
-        if not isinstance(tree[key], dict) and not (key == "data" and isinstance(tree[key], str)):
-            raise UsageError(f"{name}: {key} needs 'option: value' lines of its own, not {str(tree[key])[:80]!r}")
-    return tree
-
-
-def _read(path: Path, outer: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in outer:
-        raise UsageError(f"{path} names itself as its config")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as e:
-        raise UsageError(f"{path} cannot be read as a config: {getattr(e, 'strerror', None) or 'not a text'}") from e
-    outer = (*outer, path.resolve())
-    tree = _inlined(_parsed(text, str(path)), path.parent, outer)
-    named = tree.pop("config", None) or []
-    settings: dict[str, Any] = {}
-    for name in [named] if isinstance(named, str) else named:
-        if not (path.parent / str(name)).is_file():
-            raise UsageError(f"{path} names a config that is not there: {path.parent / str(name)}")
-        settings = laid_over(settings, _read(path.parent / str(name), outer), defaults())
-    return laid_over(settings, tree, defaults())
-
-
-def _inlined(tree: Any, folder: Path, outer: tuple[Path, ...]) -> Any:
-    if isinstance(tree, dict):
-        return {k: v if k == "config" else _inlined(v, folder, outer) for k, v in tree.items()}
-    if isinstance(tree, list):
-        return [_inlined(value, folder, outer) for value in tree]
-    is_file = isinstance(tree, str) and tree.endswith((".yaml", ".yml")) and (folder / tree).is_file()
-    return _read(folder / tree, outer) if is_file else tree
 
 
 def bare_data(settings: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from odenet_lightning.cli.app import Parser
 from odenet_lightning.cli.errors import PROGRAM, UsageError
 from odenet_lightning.data import load_sample
 from odenet_lightning.demo.computing import parts_of, plane_of
-from odenet_lightning.models import IMAGE_SIZE
+from odenet_lightning.models import IMAGE_SHAPE
 from odenet_lightning.trained import TrainedNetwork, load_trained
 
 ONE_STEP = "one_step"  # trained with a single step, so that it is no ODE: what an accurate solver breaks
@@ -68,6 +68,6 @@ def refuse_other_networks(path: str, trained: TrainedNetwork) -> None:
     kind = type(trained.net).__name__
     if parts_of(trained.net) is None:
         raise RefusedCheckpoint(f"{path} holds a {kind}; the demo shows networks with one ODE block")
-    if trained.image_shape != (1, IMAGE_SIZE, IMAGE_SIZE):
+    if trained.image_shape != IMAGE_SHAPE:
         shape = " x ".join(map(str, trained.image_shape))
         raise RefusedCheckpoint(f"{path} holds a {kind} for images of {shape}; the demo's are 1 x 28 x 28")

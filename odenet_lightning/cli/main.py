@@ -84,6 +84,9 @@ def main(args: Sequence[str] | None = None) -> None:
     watch_for_preemption()
     try:
         run_command(sys.argv[1:] if args is None else args)
+    except KeyboardInterrupt:  # a fit that trains keeps its state and says so
+        print("\ninterrupted", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
     except Exception as e:
         if os.environ.get(DEBUG):
             raise

@@ -13,6 +13,7 @@ from odenet_lightning.checkpoints.best import ACCURACY
 from odenet_lightning.checkpoints.read import kept_model, load_checkpoint
 from odenet_lightning.checkpoints.trust import foreign_texts
 from odenet_lightning.cli.errors import PROGRAM
+from odenet_lightning.cli.resume import from_weights
 from odenet_lightning.data import ImageDataModule, MNISTDataModule
 from odenet_lightning.module import ClassifierModule
 
@@ -86,14 +87,14 @@ def next_commands(trainer: Trainer, model: ClassifierModule, data: LightningData
     ]
 
 
-def complete(trainer: Trainer, model: ClassifierModule) -> str:
-    """Why a resumed run took no step, and what would have it take some."""
+def complete(trainer: Trainer, model: ClassifierModule, path: str) -> str:
+    """Why a run resumed from a checkpoint took no step, and what would have it take some."""
     told = "no step was taken: the checkpoint's run is complete"
-    if model.schedule != "constant":
-        return f"{told}, and so is its {model.schedule} schedule; to train for longer, start afresh with more epochs"
     limits = {"--trainer.max_steps": trainer.max_steps, "--trainer.max_epochs": trainer.max_epochs}
     larger = " and a larger ".join(name for name, limit in limits.items() if limit is not None and limit >= 0)
-    return f"{told}; to continue, give a larger {larger}" if larger else told
+    if model.schedule == "constant" and larger:
+        return f"{told}; to continue, give a larger {larger}"
+    return f"{told}, and so is its {model.schedule} schedule: {from_weights(path)}"
 
 
 def how_to_resume(trainer: Trainer) -> str:

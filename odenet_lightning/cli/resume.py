@@ -10,6 +10,7 @@ from odenet_lightning.cli.argv import DATA, CommandLine
 from odenet_lightning.cli.errors import UsageError
 from odenet_lightning.cli.layers import is_spec, same_class
 from odenet_lightning.data import FolderDataModule
+from odenet_lightning.module import ClassifierModule
 
 FOLDERS = "odenet_lightning.FolderDataModule"
 
@@ -31,9 +32,14 @@ def of_checkpoint(path: str, line: CommandLine) -> dict[str, Any]:
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         model["class_names"] = names
     refuse_foreign({"model": {**model, "class_names": None}, "data": data}, path, line.trusted, remedy)
-    if line.command == "fit" and not checkpoint.get("optimizer_states"):
-        raise UsageError(f"{path} holds weights without the optimiser's state: no run can be resumed from it")
-    refuse_to_guess(path, model, line)
+    resumes = line.command == "fit" and line.weights is None
+    if resumes and not checkpoint.get("optimizer_states"):
+        raise UsageError(
+            f"{path} holds weights without the optimiser's state: no run can be resumed from it; {from_weights(path)}"
+        )
+    if line.weights:
+        model = {key: value for key, value in model.items() if key in ("net", "class_names")}
+    refuse_to_guess(path, model, line, ("net", "optimizer") if resumes else ("net",))
     hparams, kind = checkpoint.get("datamodule_hyper_parameters", {}), data_class(checkpoint)
     own = hparams.get("_class_path")
     if own and kind is None and not line.data_class:
@@ -67,22 +73,23 @@ def data_settings(kind: Any, data: dict[str, Any], root: Any, line: CommandLine)
     return {"data": {"init_args": data}} if data and not line.data_class else {}
 
 
-def refuse_to_guess(path: str, model: dict[str, Any], line: CommandLine) -> None:
+def refuse_to_guess(path: str, model: dict[str, Any], line: CommandLine, wanted: tuple[str, ...]) -> None:
     """Refuse a checkpoint of a Trainer in plain Python, which does not say what it trained, unless the user does.
 
     Args:
         path: the checkpoint's.
         model: its settings.
-        line: the command line, which may name the network and, for a fit, the optimiser.
+        line: the command line, which may name what is wanted.
+        wanted: `net` and, for a run that is resumed, `optimizer`.
 
     Raises:
         UsageError: the default ones would be taken.
     """
-    wanted = {"net": "network", "optimizer": "optimiser"} if line.command == "fit" else {"net": "network"}
+    names = {"net": "network", "optimizer": "optimiser"}
     unknown = [key for key in wanted if model.get(key) is None and not names_class(line.given("model", key))]
     if unknown:
         flags = ", ".join(f"--model.{key} CLASS" for key in unknown)
-        said = " and ".join(wanted[key] for key in unknown)
+        said = " and ".join(names[key] for key in unknown)
         raise UsageError(f"{path} does not say what its {said} is: name it and its settings ({flags}, or --config)")
 
 
@@ -91,17 +98,35 @@ def names_class(settings: Any) -> bool:
     return isinstance(settings, str) or (isinstance(settings, dict) and "class_path" in settings)
 
 
-def refuse_another_optimizer(trained: Any, given: Any) -> None:
-    """Refuse to resume with an optimiser that cannot load the checkpoint's state.
+def refuse_another(trained: dict[str, Any], given: dict[str, Any], path: str) -> None:
+    """Refuse to resume with an optimiser or a schedule other than the one whose state the checkpoint holds.
 
     Args:
-        trained: the settings of the checkpoint's, where it names them.
+        trained: the model's settings in the checkpoint.
         given: those of this run.
+        path: the checkpoint's.
 
     Raises:
-        UsageError: the classes differ.
+        UsageError: they differ.
     """
-    names = [spec["class_path"] if is_spec(spec) else spec for spec in (trained, given)]
-    if trained is not None and not same_class(*names):
-        one, other = (str(name).rpartition(".")[2] for name in names)
-        raise UsageError(f"the checkpoint was trained with {one}, this run has {other}: resume with the same optimiser")
+    for key, name in (("optimizer", "optimiser"), ("schedule", "schedule")):
+        specs = (trained.get(key), given[key])
+        one, other = (spec["class_path"] if isinstance(spec, dict) and is_spec(spec) else spec for spec in specs)
+        if one is not None and not same_class(one, other):
+            one, other = (str(text).rpartition(".")[2] for text in (one, other))
+            raise UsageError(
+                f"the checkpoint was trained with {one}, this run has {other}: resume with the same {name}, "
+                f"or {from_weights(path)}"
+            )
+
+
+def from_weights(path: str) -> str:
+    """What to do where a run cannot be resumed, or not for longer."""
+    return f"train its weights on with a new optimiser and schedule (fit --weights {path})"
+
+
+def load_weights(module: ClassifierModule, path: str) -> None:
+    """Start a new run's module from the weights of a checkpoint, and its solves from its warm steps."""
+    checkpoint = load_checkpoint(path)
+    module.load_state_dict(checkpoint["state_dict"])
+    module.on_load_checkpoint(checkpoint)

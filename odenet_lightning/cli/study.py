@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from odenet_lightning.cli.app import Parser
 from odenet_lightning.cli.errors import PROGRAM
+from odenet_lightning.cli.parser import Parser
 from odenet_lightning.studies import STUDIES, run
 
 

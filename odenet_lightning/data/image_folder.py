@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
+from odenet_lightning.data.photo import ink_of
 from odenet_lightning.data.picture_files import opened
 
 BOX = 20  # MNIST fits a digit into 20 x 20 pixels ...
 SIZE = 28  # ... and centres its mass in 28 x 28 (LeCun et al. 1998)
+LARGEST_SIDE = 320  # in pixels, to which larger pictures are brought: their digits keep ten pixels for one of MNIST's
 
 
 def read_digit(path: Path) -> Tensor:
@@ -26,6 +28,8 @@ def read_digit(path: Path) -> Tensor:
         opaque = upright.convert("RGBA") if "A" in upright.getbands() or "transparency" in upright.info else upright
         if opaque.mode == "RGBA":
             opaque = Image.alpha_composite(Image.new("RGBA", opaque.size, paper_of(opaque)), opaque)
+        if opaque.mode == "1" and min(opaque.size) > 2 * SIZE:  # the dots of black and white are its greys
+            opaque = opaque.convert("L").filter(ImageFilter.BoxBlur(max(opaque.size) / 100))
         if opaque.mode.startswith(("I", "F")):
             grey = V.pil_to_tensor(opaque)[0].to(torch.float32)
             grey = grey / grey.max().clamp(min=1.0)
@@ -45,22 +49,19 @@ def paper_of(picture: Image.Image) -> str:
 def like_mnist(grey: Tensor) -> Tensor:
     """Bring a grey picture `[H, W]` in [0, 1] into MNIST's form, uint8 `[28, 28]`.
 
-    Light on dark (the border tells the paper), contrast stretched, the ink's bounding box fitted
-    into 20 x 20 and its centre of mass put in the middle of 28 x 28.
+    Light on dark, paper removed (see `photo`), the ink's bounding box fitted into 20 x 20 and its centre of mass put in
+    the middle of 28 x 28.
 
     Raises:
-        ValueError: the picture shows nothing.
+        ValueError: the picture shows nothing, or several digits.
     """
     if tuple(grey.shape) == (SIZE, SIZE) and is_mnist_like(grey):
         return (grey * 255).round().to(torch.uint8)
-    border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    paper = border.median()
-    ink = (grey - paper).abs()
-    if ink.max() < 0.1:
-        raise ValueError("nothing to see (an even picture)")
-    # the paper's grain is not ink: of normal noise cut off at white, four times this quantile is five deviations
-    grain = (4 * (border - paper).abs().quantile(0.9) / ink.max()).clamp(0.2, 0.8)
-    ink = ((ink / ink.max() - grain) / (1 - grain)).clamp(min=0.0)
+    smaller = LARGEST_SIDE / max(grey.shape)
+    if smaller < 1:
+        sides = [max(1, round(side * smaller)) for side in grey.shape]
+        grey = V.resize(grey[None], sides, antialias=True)[0].clamp(0.0, 1.0)
+    ink = torch.from_numpy(ink_of(grey.numpy().astype("float64"))).float()
     rows, columns = (ink.amax(1) > 0).nonzero().flatten(), (ink.amax(0) > 0).nonzero().flatten()
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX / max(ink.shape)

@@ -9,7 +9,7 @@ from odenet_lightning.block import ODEBlock
 from odenet_lightning.data import Digits, normalise
 from odenet_lightning.models import Classifier, Composed, OneBlock
 from odenet_lightning.solvers import RK4, Dopri5, Euler, Midpoint, Problem, Solver, TorchDiffEq
-from odenet_lightning.solvers.problem import nothing
+from odenet_lightning.solvers.problem import unchanged
 
 TIMES = tuple(index / 20 for index in range(21))
 EVERY_TIME = Midpoint(num_steps=len(TIMES) - 1)  # takes a step from each time to the next
@@ -72,12 +72,12 @@ def answer(parts: Parts, pixels: Tensor, solver: Solver) -> Answer:
     """
     block = parts.block
     problem = Problem(
-        block.field, parts.stem(normalise(pixels[None])), 0.0, 1.0, block.warm_step, block.max_nfe, record=nothing
+        block.field, parts.stem(normalise(pixels[None])), 0.0, 1.0, block.warm_step, block.max_nfe, record=unchanged
     )
     solution = solver.solve(problem)
     probabilities = parts.head(solution.y).softmax(1)[0]
-    steps = () if isinstance(solver, TorchDiffEq) else tuple(step.t for step in solution.steps)
-    return Answer(probabilities, solution.stats.evaluations, steps)
+    steps = () if isinstance(solver, TorchDiffEq) else tuple(float(step.t) for step in solution.steps)
+    return Answer(probabilities, round(solution.stats.evaluations), steps)
 
 
 @torch.no_grad()
@@ -128,7 +128,7 @@ def plane_of(parts: Parts, digits: Digits) -> Plane:
     states, changed = [], []
     for chunk in digits.images.split(CHUNK):
         y0 = parts.stem(normalise(chunk))
-        solution = EVERY_TIME.solve(Problem(block.field, y0, max_nfe=block.max_nfe, record=nothing))
+        solution = EVERY_TIME.solve(Problem(block.field, y0, max_nfe=block.max_nfe, record=unchanged))
         changed.append(parts.head(block(y0)).argmax(1) != parts.head(solution.y).argmax(1))
         states.append(torch.stack([*(step.y for step in solution.steps), solution.y]).flatten(2))
     y1 = torch.cat([chunk[-1] for chunk in states])

@@ -1,6 +1,7 @@
 """The base classes of all networks: images in, logits out; stem, trunk and head."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -79,3 +80,17 @@ def check_positive(name: str, value: int) -> None:
     """Refuse a size that is no positive whole number."""
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def refuse_no_logits(net: nn.Module, output: Any, images: Tensor) -> Tensor:
+    """What a network returned for a batch of images, where that can be logits `[B, K]`.
+
+    Raises:
+        ValueError: it is no matrix of real numbers with a row for each image.
+    """
+    if isinstance(output, Tensor) and output.dim() == 2 and len(output) == len(images) and output.is_floating_point():
+        return output
+    kind = f"{list(output.shape)}, {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(
+        f"{type(net).__name__} returned {kind}, needs logits: [{len(images)}, K] real numbers for K classes"
+    )

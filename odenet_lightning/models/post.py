@@ -16,6 +16,7 @@ from odenet_lightning.models.base import (
     check_positive,
 )
 from odenet_lightning.solvers import MAX_NFE, Dopri5, Solver
+from odenet_lightning.solvers.evaluation import refuse_other_shapes
 
 SMALLEST = 4  # of an image's sides: 2 after the stem's convolution, which has no padding, and 1 after the head's pool
 
@@ -94,7 +95,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Return y + f(y)."""
-        return y + self.field(y.new_zeros(()), y)
+        return y + refuse_other_shapes(self.field, self.field(y.new_zeros(()), y), y)
 
 
 class ResNet(Classifier):

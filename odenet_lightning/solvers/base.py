@@ -46,6 +46,7 @@ class Solver(Settings, ABC):
             FieldError: the field returns another shape, changes its input in place, or draws random numbers
                 where the solver controls its error.
             ValueError: y0 is neither float32 nor float64.
+            TypeError: a subclass's `integrate` returns something else than a `Solution`.
         """
         return self.checked(problem, self.integrate)
 
@@ -61,9 +62,14 @@ class Solver(Settings, ABC):
             if was_inside:
                 problem = replace(problem, y0=y0.clone())
             if not self.controls_error:
-                return integrate(problem)
+                return self._result(integrate(problem))
             with refusing_randomness(problem, f"{type(self).__name__} with error control"):
-                return integrate(problem)
+                return self._result(integrate(problem))
+
+    def _result(self, solution: Solution) -> Solution:
+        if not isinstance(solution, Solution):
+            raise TypeError(f"{type(self).__name__}.integrate returned {type(solution).__name__}, needs a Solution")
+        return solution
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Solution:

@@ -11,6 +11,9 @@ from torch.utils.checkpoint import get_device_states
 
 from odenet_lightning.solvers.problem import Problem, SolverError, VectorField
 
+# what a bug in a field raises: exactly these, as their subclasses (out of memory, a failed inner solve) say more
+SLIPS = (RuntimeError, TypeError, ValueError, AttributeError, NameError, IndexError, KeyError, AssertionError)
+
 
 class FieldError(RuntimeError):
     """The given f(t, y) is not a vector field, or not one that this combination can solve or differentiate."""
@@ -33,27 +36,42 @@ def evaluate(field: VectorField, t: float | Tensor, y: Tensor) -> Tensor:
     """f(t, y) in the state's own precision: under autocast a field answers in 16 bits, the state must not.
 
     Raises:
-        FieldError: the field changes y in place, or does not return a real tensor of y's shape.
+        FieldError: the field fails, changes y in place, or does not return real numbers in y's shape.
     """
     time = t if isinstance(t, Tensor) else torch.full((), t, dtype=y.dtype, device=y.device)
     version = y._version
     try:
         slope = field(time, y)
-    except RuntimeError as error:
+    except Exception as error:
         if "a leaf Variable that requires grad" in str(error):
             raise in_place_error(field) from error
-        raise
+        if type(error) not in SLIPS:
+            raise
+        raise FieldError(
+            f"{name_of(field)} failed as f(t, y), with t a scalar and y of shape {list(y.shape)}, {y.dtype}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if y._version != version:
         raise in_place_error(field)
+    return refuse_other_shapes(field, slope, y).to(y.dtype)
+
+
+def refuse_other_shapes(field: VectorField, slope: Any, y: Tensor) -> Tensor:
+    """What a field returned for y, where that can be dy/dt: a smaller shape would be broadcast silently.
+
+    Raises:
+        FieldError: it is no tensor of real numbers in y's shape.
+    """
     if not isinstance(slope, Tensor):
-        raise FieldError(f"{name_of(field)} returned {type(slope).__name__}: f(t, y) must be a tensor in y's shape")
-    if slope.shape != y.shape or slope.is_complex():
-        kind = "complex values" if slope.is_complex() else f"the shape {list(slope.shape)}"
+        raise FieldError(f"{name_of(field)} returned {type(slope).__name__}, needs a tensor of shape {list(y.shape)}")
+    if slope.shape != y.shape:
         raise FieldError(
-            f"{name_of(field)} returned {kind} for a state of shape {list(y.shape)}: f(t, y) must be real and keep "
-            "the shape of y (are its arguments t, y in this order?)"
+            f"{name_of(field)} returned the shape {list(slope.shape)}, needs {list(y.shape)}, the shape of y "
+            "(are its arguments t, y in this order?)"
         )
-    return slope.to(y.dtype)
+    if not slope.is_floating_point():
+        raise FieldError(f"{name_of(field)} returned {slope.dtype}, needs {y.dtype}: f(t, y) must be real numbers")
+    return slope
 
 
 @contextmanager
