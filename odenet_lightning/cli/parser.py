@@ -39,4 +39,4 @@ def put_own_first(parser: LightningArgumentParser, command: str) -> None:
         "This project's settings come first, Lightning's Trainer last. Those of a network, a solver, a gradient or "
         "another class: --model.net.help CLASS, --model.net.solver.help CLASS, --data.augment.help CLASS."
     )
-    parser._action_groups.sort(key=lambda group: any(a.dest.startswith("trainer.") for a in group._group_actions))
+    parser._action_groups.sort(key=lambda group: any(a.dest.startswith("trainer.") for a in group._group_actions))  # pyright: ignore[reportAttributeAccessIssue] -- a list
