@@ -13,8 +13,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from odenet_lightning.checkpoints.restorable import OBJECTS, Restorable
+from odenet_lightning.class_names import agreed_class_names
 from odenet_lightning.compiling import compile_network
-from odenet_lightning.data import DataError, FolderDataModule
 from odenet_lightning.divergence import refuse_loss
 from odenet_lightning.gradients import UnknownTensorError
 from odenet_lightning.graphs import StepGraphs
@@ -24,7 +24,7 @@ from odenet_lightning.regularizers import Regularizer, regularized
 from odenet_lightning.schedules import Schedule, refuse_unknown, scheduler_of
 from odenet_lightning.skipping import OnSolverError, Skips
 from odenet_lightning.solvers import SolverError
-from odenet_lightning.trainer import datamodule, is_shown
+from odenet_lightning.trainer import datamodule, images_and_labels, is_shown
 from odenet_lightning.unsupported import refuse_unsupported
 
 Batch = tuple[Tensor, Tensor]
@@ -92,17 +92,9 @@ class ClassifierModule(Restorable):
         logits = refuse_no_logits(self.net, self.net(x), x)
         return logits if logits.dtype == torch.float64 else logits.float()  # losses are not for half precision
 
-    def _pair(self, batch: Any) -> Batch:
-        if isinstance(batch, list | tuple) and len(batch) == 2:
-            return batch[0], batch[1]
-        data = getattr(self.trainer, "datamodule", None)
-        giver = "the loader" if data is None else type(data).__name__
-        size = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
-        raise ValueError(f"{giver} gives a {type(batch).__name__}{size}, needs batches of two: images, labels")
-
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        batch = self._pair(batch)
+        batch = images_and_labels(self.trainer, batch)
         try:
             taken = self.graphs.take(batch) if self.graphs else None
             loss, logits, value = (*taken, None) if taken else self._losses(*batch)
@@ -157,7 +149,7 @@ class ClassifierModule(Restorable):
 
     def _evaluate(self, part: str, batch: Batch, mean: MeanMetric, accuracy: MulticlassAccuracy) -> dict[str, Tensor]:
         """Log loss and accuracy, from their own sums; return the logits for callbacks."""
-        images, labels = self._pair(batch)
+        images, labels = images_and_labels(self.trainer, batch)
         logits = self(images)
         mean.update(F.cross_entropy(logits, labels), weight=len(labels))
         accuracy.update(logits, labels)
@@ -180,7 +172,7 @@ class ClassifierModule(Restorable):
 
     @override
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        images, _ = self._pair(batch)
+        images, _ = images_and_labels(self.trainer, batch)
         return {"probabilities": self(images).softmax(1), "images": images}
 
     @override
@@ -195,7 +187,7 @@ class ClassifierModule(Restorable):
     def setup(self, stage: str) -> None:
         refuse_unsupported(self.trainer, self.skips.allowed)
         if stage != "predict":
-            self._take_class_names()
+            self.class_names = self.hparams["class_names"] = agreed_class_names(self.trainer, self.class_names)
         if self.compiles and stage == "fit":
             compile_network(self.net, self.trainer.strategy.root_device)
             self.compiles = False  # once
@@ -209,18 +201,3 @@ class ClassifierModule(Restorable):
     @override
     def teardown(self, stage: str) -> None:
         self.graphs = None  # with the memory that they hold
-
-    def _take_class_names(self) -> None:
-        """From this project's data; refuse other classes than those that the network was trained on."""
-        data = datamodule(self.trainer)
-        if data is None:
-            return
-        names, known = list(data.class_names), self.class_names
-        if known is None:
-            self.class_names = self.hparams["class_names"] = names
-        elif len(known) != len(names) or (isinstance(data, FolderDataModule) and known != names):
-            other = [name for name in known if name not in names], [name for name in names if name not in known]
-            raise DataError(
-                f"the network was trained on {len(known)} classes, the data have {len(names)}; missing there: "
-                f"{', '.join(other[0]) or 'none'}; unknown to the network: {', '.join(other[1]) or 'none'}"
-            )

@@ -40,6 +40,20 @@ def datamodule(trainer: Trainer) -> ImageDataModule | None:
     return data if isinstance(data, ImageDataModule) else None
 
 
+def images_and_labels(trainer: Trainer, batch: Any) -> tuple[Tensor, Tensor]:
+    """A batch as a step needs it.
+
+    Raises:
+        ValueError: it is no pair; says whose it is.
+    """
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        return batch[0], batch[1]
+    data = getattr(trainer, "datamodule", None)
+    giver = "the loader" if data is None else type(data).__name__
+    size = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+    raise ValueError(f"{giver} gives a {type(batch).__name__}{size}, needs batches of two: images, labels")
+
+
 def validation_images(trainer: Trainer, most: int) -> Tensor:
     """The first validation images of this process, `[N, C, H, W]`, as a validation step gets them."""
     found: list[Tensor] = []

@@ -19,6 +19,7 @@ ROOMS = (
     ("augment", "optimizers", "figures", "schedules", "skipping", "divergence", "recording"),
     ("data",),
     ("trainer", "compiling", "unsupported", "graphs"),
+    ("class_names",),
     ("checkpoints",),
     ("module",),
     ("trained",),

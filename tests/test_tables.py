@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from odenet_lightning.studies import reference
+from odenet_lightning.studies import markdown
 from odenet_lightning.studies.ledger import Ledger
-from odenet_lightning.studies.reference import TABLES, duration, recipe_lines
+from odenet_lightning.studies.recipe_tables import duration, recipe_lines
+from odenet_lightning.studies.reference import TABLES
 from odenet_lightning.studies.tables import BLOCK, readmes, with_tables
 
 
@@ -30,7 +31,7 @@ def test_only_marked_blocks_change(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_runs_come_before_summaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of known runs mean and standard deviation are computed; a summary gives what no run does."""
-    monkeypatch.setattr(reference, "LOGS", tmp_path)
+    monkeypatch.setattr(markdown, "LOGS", tmp_path)
     folder = tmp_path / "reference-study-recipes"
     folder.mkdir()
     common = {"recipe": "a.yaml", "epochs": 2, "parameters": 1_000, "hardware": "H", "threads": 1}

@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from odenet_lightning.solvers.adaptive import AdaptiveRungeKutta, AdaptiveSolve
+from odenet_lightning.solvers.adaptive import AdaptiveRungeKutta
 from odenet_lightning.solvers.base import Solver, step_to
 from odenet_lightning.solvers.evaluation import evaluate
 from odenet_lightning.solvers.problem import Problem, Solution, SolverError, SolveStats, Step, VectorField
 from odenet_lightning.solvers.runge_kutta import RungeKutta
+from odenet_lightning.solvers.whole_batch import AdaptiveSolve
 
 
 class Reversible(Solver):

@@ -1,17 +1,15 @@
 """Tables in Markdown of the reference studies' rows, in `lightning_logs/reference-study-*`."""
 
 import statistics
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 from odenet_lightning.studies.cost import TOLERANCES, Cost
 from odenet_lightning.studies.depth import Depth
-from odenet_lightning.studies.ledger import Ledger
+from odenet_lightning.studies.markdown import MISSING, markdown, reference, shown
+from odenet_lightning.studies.recipe_tables import choice, recipes, results
 from odenet_lightning.studies.study import Row, Value, number
 
-LOGS = Path(__file__).parents[2] / "lightning_logs"
 MIB = 2**20
-MISSING = "-"
 
 # names in rows -> clearer ones in tables
 NAMES = {
@@ -23,112 +21,6 @@ NAMES = {
 def named(value: Value) -> str:
     """A name as tables show it."""
     return NAMES.get(str(value), str(value))
-
-
-def reference(study: str, file: str = "rows.csv") -> list[Row]:
-    """A reference study's rows."""
-    return Ledger(LOGS / f"reference-study-{study}" / file).rows
-
-
-def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table; all but the first column to the right."""
-    marks = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, marks, *lines))
-
-
-def shown(value: Value, form: str = "g", unit: str = "") -> str:
-    """A value in a format, or a dash where it is not known."""
-    return MISSING if value is None else f"{value:{form}}{unit}"
-
-
-def percent(value: float, sd: float | None = None) -> str:
-    """A share, and its standard deviation over runs."""
-    return f"{100 * value:.2f} %" + (f" ± {100 * sd:.2f}" if sd is not None else "")
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation of shares."""
-    return percent(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-def duration(seconds: Sequence[float]) -> str:
-    """The range of some times, in seconds or minutes."""
-    scale, unit = (60, "min") if max(seconds) >= 300 else (1, "s")
-    low, high = (f"{value / scale:.3g}" for value in (min(seconds), max(seconds)))
-    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
-
-
-def outcome(runs: list[Row], known: Row, key: str) -> tuple[str, int]:
-    """A group's accuracy of one kind and the number of runs behind it, from its runs or from what is known of them."""
-    values = [number(row, key) for row in runs if row[key] is not None]
-    if values:
-        return spread(values), len(values)
-    if known.get(key) is None:
-        return MISSING, 0
-    sd = number(known, f"{key}_sd") if known[f"{key}_sd"] is not None else None
-    return percent(number(known, key), sd), int(number(known, "retest_runs" if key == "retest" else "runs"))
-
-
-def recipe_lines() -> list[list[str]]:
-    """A line for each recipe and machine, from single runs where they are known and else from their summary."""
-
-    def key(row: Row) -> tuple[Value, ...]:
-        return tuple(row[name] for name in ("recipe", "epochs", "parameters", "hardware", "threads"))
-
-    runs, summaries = reference("recipes"), {key(row): row for row in reference("recipes", "summaries.csv")}
-    lines = []
-    groups = dict.fromkeys([*map(key, runs), *summaries])
-    names = [group[0] for group in groups]
-    for group in sorted(groups, key=lambda group: names.index(group[0])):
-        mine, known = [row for row in runs if key(row) == group], summaries.get(group, {})
-        recipe, epochs, parameters, hardware, threads = group
-        accuracy, n = outcome(mine, known, "accuracy")
-        retest, retested = outcome(mine, known, "retest")
-        times = [known.get(name) for name in ("seconds_low", "seconds", "seconds_high")]
-        seconds = [float(v) for v in [*(row["seconds"] for row in mine), *times] if isinstance(v, int | float)]
-        name = f"`{recipe}`" if str(recipe).endswith(".yaml") else str(recipe)
-        lines.append(
-            [
-                *(name, str(epochs), f"{parameters:,}", accuracy, str(n) if n else MISSING),
-                retest + (f" (n = {retested})" if retested not in (0, n) else ""),
-                duration(seconds) if seconds else MISSING,
-                str(hardware) + (f", {threads} thread{'s' if threads != 1 else ''}" if threads else ""),
-            ]
-        )
-    return lines
-
-
-SOLVED_AGAIN = "solved again with `Dopri5`, rtol = atol = 1e-3"
-RECIPE_HEADS = ("recipe", "epochs", "parameters", "test accuracy", "n", SOLVED_AGAIN, "time", "hardware")
-FRONT = ("`blog.yaml`", "`fast.yaml`", "`record.yaml`", "`paper.yaml`", "`paper_resnet6.yaml`", "`paper_none.yaml`")
-
-
-def recipes() -> str:
-    """All recipes on all machines."""
-    return markdown(RECIPE_HEADS, recipe_lines())
-
-
-def results() -> str:
-    """A few recipes, each where it was retested, and in the most runs."""
-    lines = recipe_lines()
-    chosen = []
-    for name in FRONT:
-        mine = [line for line in lines if line[0] == name]
-        chosen.append(max(mine, key=lambda line: (line[5] != MISSING, line[4].zfill(3))))
-    return markdown(RECIPE_HEADS, chosen)
-
-
-def choice() -> str:
-    """The candidates among which the recipe of fast.yaml was chosen."""
-    lines = [
-        [
-            f"`{row['optimizer']}`" + (", chosen" if row["chosen"] else ""),
-            *(shown(row["lr"]), str(row["epochs"])),
-            *(percent(number(row, "accuracy"), number(row, "accuracy_sd")), str(row["runs"])),
-        ]
-        for row in reference("recipes", "choice.csv")
-    ]
-    return markdown(("optimiser", "learning rate", "epochs", "validation accuracy", "n"), lines)
 
 
 def pairs(study: str, unit: str = "ms") -> str:
