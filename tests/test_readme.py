@@ -52,9 +52,10 @@ def test_the_front_page_fits_two_screens() -> None:
 def test_command_is_understood(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Read to its end by the command line, which then stops before it does anything."""
     monkeypatch.chdir(ROOT)
-    if "--ckpt_path" in args:  # a run of the reader's own
-        index = args.index("--ckpt_path") + 1
-        args = [*args[:index], "last", *args[index + 1 :]]
+    args = list(args)
+    for flag, other in (("--ckpt_path", "last"), ("--weights", "default")):  # of a run of the reader's own
+        if flag in args:
+            args[args.index(flag) + 1] = other
     with pytest.raises(SystemExit) as ended:
         main([*args, "--print_config"])
     assert ended.value.code in (0, None), args
@@ -106,7 +107,7 @@ def test_own_field_works(workdir: Path) -> None:
 
 
 def test_yaml_names_the_own_field(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (mine,) = [code for name, code in blocks("yaml") if name == "odenet_lightning/README.md"]
+    (mine,) = [code for name, code in blocks("yaml") if "mine.TimedField" in code]
     assert yaml.safe_load(mine)["model"]["net"]["init_args"]["field"]["class_path"] == "mine.TimedField"
     Path("mine.py").write_text(python("class TimedField"))
     Path("mine.yaml").write_text(mine)
@@ -114,6 +115,14 @@ def test_yaml_names_the_own_field(workdir: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", "mine.yaml", "--print_config"])
+    assert ended.value.code in (0, None)
+
+
+@pytest.mark.parametrize("text", [code for _, code in blocks("yaml") if "mine." not in code])
+def test_yaml_is_understood(text: str, workdir: Path) -> None:
+    Path("config.yaml").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", "config.yaml", "--print_config"])
     assert ended.value.code in (0, None)
 
 

@@ -124,13 +124,13 @@ class Lazy(Solver):
 """
 
 FIELD, NET = ["--model.net", "ODENet", "--model.net.field"], ["--model.optimizer", "AdamW", "--model.net"]
-STATE = r"[64, 6, 26, 26]"
+STATE = r"[128, 6, 26, 26]"
 
 
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        ([*FIELD, "parts.Thin"], f"Thin returned the shape [64, 1, 26, 26], needs {STATE}, the shape of y"),
+        ([*FIELD, "parts.Thin"], f"Thin returned the shape [128, 1, 26, 26], needs {STATE}, the shape of y"),
         ([*FIELD, "parts.Swapped"], f"Swapped failed as f(t, y), with t a scalar and y of shape {STATE}"),
         ([*FIELD, "parts.Timeless"], "Timeless.forward() takes 2 positional arguments but 3 were given"),
         ([*FIELD, "parts.Mask"], "Mask returned torch.int64, needs torch.float32"),
@@ -140,10 +140,10 @@ STATE = r"[64, 6, 26, 26]"
         ([*FIELD, "parts.Bodiless"], "a class of your own needs all the methods of its base class"),
         ([*FIELD, "parts.Missing"], "has no attribute 'Missing'"),
         ([*NET, "parts.Unflattened"], "raised in Unflattened.forward (parts.py, line 64); set ODENET_DEBUG=1"),
-        ([*NET, "parts.Decided"], "Decided returned [64], torch.int64, needs logits: [64, K]"),
+        ([*NET, "parts.Decided"], "Decided returned [128], torch.int64, needs logits: [128, K]"),
         ([*NET, "parts.Narrow"], "the network has no output for label"),
         (["--model.net", "parts.Unflattened"], "error: MuonWithAdamW is for networks with convolutions"),
-        (["--data.augment", "parts.Crop"], "Crop returned the shape [64, 1, 20, 28], needs [64, 1, 28, 28]"),
+        (["--data.augment", "parts.Crop"], "Crop returned the shape [128, 1, 20, 28], needs [128, 1, 28, 28]"),
         (["--data.augment", "parts.Renamed"], "Renamed needs a method forward(images)"),
         (["--data.augment", "parts.Callable"], "does not correspond to a subclass of Augmentation"),
         (["--trainer.callbacks", "parts.Packaged"], "Packaged: No module named 'no_such_package'"),

@@ -11,10 +11,12 @@ from torch.optim import Optimizer
 
 from odenet_lightning.augment import Augmentation
 from odenet_lightning.gradients import Gradient
+from odenet_lightning.optimizers import MuonWithAdamW
 from odenet_lightning.regularizers import Regularizer
 from odenet_lightning.solvers import Solver
 
-KINDS = (nn.Module, Optimizer, Solver, Gradient, Regularizer, Augmentation)
+# MuonWithAdamW beside its base class, so that its module is there when a checkpoint names it
+KINDS = (nn.Module, Optimizer, MuonWithAdamW, Solver, Gradient, Regularizer, Augmentation)
 
 
 class RefusedCheckpoint(RuntimeError):

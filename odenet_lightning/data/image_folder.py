@@ -62,6 +62,8 @@ def like_mnist(grey: Tensor) -> Tensor:
         sides = [max(1, round(side * smaller)) for side in grey.shape]
         grey = V.resize(grey[None], sides, antialias=True)[0].clamp(0.0, 1.0)
     ink = torch.from_numpy(ink_of(grey.numpy().astype("float64"))).float()
+    if not ink.any():
+        raise ValueError("nothing to see (specks alone)")
     rows, columns = (ink.amax(1) > 0).nonzero().flatten(), (ink.amax(0) > 0).nonzero().flatten()
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX / max(ink.shape)
