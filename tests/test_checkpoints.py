@@ -138,21 +138,13 @@ def test_last_is_kept_within_an_epoch(workdir: Path, sample_root: Path) -> None:
 
 
 def test_starting_again_overwrites_nothing(workdir: Path, sample_root: Path) -> None:
-    args = [*FIT, "--data.root", str(sample_root), *SHORT, "--pictures.every_n_epochs", "0"]
+    constant = ["--model.schedule", "constant"]
+    args = [*FIT, "--data.root", str(sample_root), *SHORT, "--pictures.every_n_epochs", "0", *constant]
     main(args)
     before = {path: path.read_bytes() for path in Path("lightning_logs").rglob("*") if path.is_file()}
     main([*args, "--seed_everything", "1"])
-    main(
-        [
-            *args,
-            "--ckpt_path",
-            "lightning_logs/version_0/checkpoints/last.ckpt",
-            "--trainer.max_epochs",
-            "4",
-            "--model.schedule",
-            "constant",
-        ]
-    )
+    resume = ["--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt"]
+    main([*args, *resume, "--trainer.max_epochs", "4"])
     for path, bytes_before in before.items():
         assert path.read_bytes() == bytes_before, path
     assert {path.name for path in Path("lightning_logs").iterdir()} == {"version_0", "version_1", "version_2"}
@@ -170,6 +162,8 @@ def test_a_folder_of_an_earlier_run_is_not_written_over(
         "0",
         "--checkpoint.dirpath",
         "ck",
+        "--model.schedule",
+        "constant",
     ]
     main(args)
     before = {path.name: path.read_bytes() for path in Path("ck").iterdir()}
@@ -177,8 +171,7 @@ def test_a_folder_of_an_earlier_run_is_not_written_over(
         main([*args, "--seed_everything", "1"])
     assert "holds last.ckpt of an earlier run: name another --checkpoint.dirpath" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in Path("ck").iterdir()} == before
-    longer = ["--trainer.max_epochs", "4", "--model.schedule", "constant"]
-    main([*args, "--ckpt_path", "ck/last.ckpt", *longer])
+    main([*args, "--ckpt_path", "ck/last.ckpt", "--trainer.max_epochs", "4"])
     assert torch.load("ck/last.ckpt", weights_only=True)["global_step"] == 16
 
 
@@ -204,7 +197,8 @@ def test_nothing_is_kept_while_gradients_add_up(
 
 
 def test_only_checkpoints_beside_the_resumed_one_are_brought_along(workdir: Path, sample_root: Path) -> None:
-    args = [*FIT, "--data.root", str(sample_root), *SHORT, "--pictures.every_n_epochs", "0"]
+    constant = ["--model.schedule", "constant"]
+    args = [*FIT, "--data.root", str(sample_root), *SHORT, "--pictures.every_n_epochs", "0", *constant]
     main(args)
     path = Path("lightning_logs/version_0/checkpoints/last.ckpt")
     checkpoint = torch.load(path, weights_only=True)
@@ -214,7 +208,7 @@ def test_only_checkpoints_beside_the_resumed_one_are_brought_along(workdir: Path
         Path(name).write_text("of nobody's business")
         state["best_model_path"], state["best_k_models"] = str(Path(name).resolve()), {}
         torch.save(checkpoint, path)
-        main([*args, "--ckpt_path", str(path), "--trainer.max_epochs", "4", "--model.schedule", "constant"])
+        main([*args, "--ckpt_path", str(path), "--trainer.max_epochs", "4"])
     assert not [found for found in Path("lightning_logs").rglob("*") if found.name in ("secret.txt", "other.ckpt")]
 
 

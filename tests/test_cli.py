@@ -33,7 +33,7 @@ from tests.helpers import fails
 DOPRI5 = ["--model.net.solver", "Dopri5"]
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
 SAMPLE = ["--data.source", "sample"]
-FEW = [*QUICK, "--trainer.limit_train_batches", "60", "--trainer.log_every_n_steps", "10"]
+FEW = [*QUICK, "--data.batch_size", "64", "--trainer.limit_train_batches", "60", "--trainer.log_every_n_steps", "10"]
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +330,7 @@ def test_default_net_is_the_posts_but_for_its_solver() -> None:
 def test_own_field_and_network_plug_in_by_path(
     workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
     (workdir / "mine.py").write_text(
         "import torch\nfrom odenet_lightning.fields import Field\n\n\n"
         "class Rotation(Field):\n"

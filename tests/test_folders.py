@@ -347,7 +347,7 @@ def test_twenty_six_classes_in_colour_from_the_command_line(
     told = capsys.readouterr()
     assert "26 pictures classified, 2 skipped" in told.out
     assert "skipped 'bad.png': not a picture\nskipped 'none.png': no such file" in told.err
-    with Path("lightning_logs/version_2/predictions.csv").open() as file:
+    with Path("lightning_logs/version_1/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows[:2]] == pictures
     assert sum(row["prediction"] == "M" for row in rows[2:]) > 12

@@ -99,6 +99,8 @@ class CLI(LightningCLI):
         """Parse the defaults, the checkpoint's settings, the configs and the flags, later ones over earlier ones."""
         command, path = self.line.command, self.line.checkpoint
         base, given = self.line.settings(self.trained)
+        if command != "fit":
+            given.pop("weights", None)  # of a run's config.yaml
         if not self.data_class:
             base, given = bare_data(base), bare_data(given)
         else:

@@ -43,7 +43,7 @@ class CommandLine:
     @property
     def weights(self) -> str | None:
         """The file of the checkpoint whose weights a new run starts from; a resumed run has its own."""
-        path = self._file("weights") if self.checkpoint is None else None
+        path = self._file("weights") if self.command == "fit" and self.checkpoint is None else None
         return None if path is None else str(checkpoint_file(path))
 
     def _file(self, name: str) -> str | None:

@@ -140,6 +140,8 @@ def own_place(error: BaseException) -> str:
 
 def explain(error: BaseException) -> str:
     """An error in one line."""
+    if is_lost_process(error):
+        return "another process of this run has ended, or cannot be reached: see its own error"
     text = condense(str(error))
     place, is_fields = own_place(error), isinstance(error, FieldError) and error.__cause__ is not None
     if place or is_fields:
@@ -147,8 +149,6 @@ def explain(error: BaseException) -> str:
         return f"{text} ({f'raised in {place}; ' if place else ''}set {DEBUG}=1 to see the calls that led there)"
     if "Error(s) in loading state_dict" in text:
         return f"the checkpoint does not fit the network of this config ({text.split(':', 2)[-1].strip()[:160]} ...)"
-    if is_lost_process(error):
-        return "another process of this run has ended, or cannot be reached: see its own error"
     for pattern, hint in FORESEEN.items():
         if re.fullmatch(pattern, text):
             return re.sub(pattern, hint, text)
