@@ -3,6 +3,8 @@
 import hashlib
 import os
 import struct
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,11 +29,12 @@ def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder, without a network."""
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder, without a network; a module `mine` in it is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(download, "reachable", lambda *_, **__: False)
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("mine", None)
 
 
 def write_idx(path: Path, values: Tensor) -> None:

@@ -330,7 +330,6 @@ def test_default_net_is_the_posts_but_for_its_solver() -> None:
 def test_own_field_and_network_plug_in_by_path(
     workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
     (workdir / "mine.py").write_text(
         "import torch\nfrom odenet_lightning.fields import Field\n\n\n"
         "class Rotation(Field):\n"

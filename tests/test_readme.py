@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,6 @@ def test_yaml_names_the_own_field(workdir: Path, monkeypatch: pytest.MonkeyPatch
     Path("mine.py").write_text(python("class TimedField"))
     Path("mine.yaml").write_text(mine)
     monkeypatch.syspath_prepend(str(workdir))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
     with pytest.raises(SystemExit) as ended:
         main(["fit", "--config", "mine.yaml", "--print_config"])
     assert ended.value.code in (0, None)
