@@ -1,4 +1,4 @@
-"""The names of the classes: those of the data, and those that a network was trained on."""
+"""Class names: whether those of the data are those that the network was trained on."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from odenet_lightning.trainer import datamodule
 
 
 def agreed_class_names(trainer: Trainer, known: Sequence[str] | None) -> list[str] | None:
-    """The names that the network goes by: its own, or those of this project's data where it has none yet.
+    """The network's class names: those it was trained on, or those of this project's data if it has none yet.
 
     Args:
         trainer: the run's.
-        known: of the classes that the network was trained on.
+        known: the names of the classes that the network was trained on; None where it has none yet.
 
     Raises:
         DataError: the data have other classes.

@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: augmentation, forward, backward, clipping and the optimiser's step in one launch."""
+"""Training steps as CUDA graphs: augmentation, forward and backward pass, clipping and optimiser step in one launch."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ Losses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 OPTIMIZERS = (Adam, AdamW, MuonWithAdamW)
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
-# hooks within a step, which would find no gradients
+# hooks within a step: under a graph they would find no gradients
 GRADIENT_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 MOST_GRAPHS = 8  # each holds a step's memory
 
@@ -28,7 +28,7 @@ MOST_GRAPHS = 8  # each holds a step's memory
 class Rates:
     """An optimiser's learning rates and first betas as tensors, since schedules change them in every step.
 
-    Everything else in its groups is recorded as the number that it is.
+    All other settings are recorded as constants.
 
     Args:
         optimizer: one of `OPTIMIZERS`.
@@ -41,14 +41,14 @@ class Rates:
         self.tensors = [torch.zeros(2, dtype=torch.float64, device=device).unbind() for _ in optimizer.param_groups]
 
     def update(self) -> None:
-        """Take over the current numbers."""
+        """Copy the current values into the tensors."""
         for (lr, beta1), group in zip(self.tensors, self.optimizer.param_groups, strict=True):
             lr.fill_(group["lr"])
             beta1.fill_(group["betas"][0])
 
     @contextmanager
     def in_groups(self) -> Iterator[None]:
-        """Put the tensors into the optimiser's groups, and the numbers back afterwards, which checkpoints keep."""
+        """Put the tensors into the optimiser's groups; afterwards restore the numbers, which checkpoints keep."""
         groups = self.optimizer.param_groups
         numbers = [dict(group) for group in groups]
         for (lr, beta1), group in zip(self.tensors, groups, strict=True):
@@ -67,10 +67,10 @@ class RecordedStep:
     """A training step on batches of one shape with one setting of solvers and optimiser.
 
     Args:
-        module: whose network is trained.
-        net: that network.
+        module: the module that is trained.
+        net: its network.
         losses: images and labels to the loss and the logits.
-        recorder: of the device that it is on.
+        recorder: a recorder for the module's device.
         batch: an example.
     """
 
@@ -117,12 +117,12 @@ class StepGraphs:
     gradients, and Lightning's backward pass and optimiser step are to do nothing. Validation runs without a graph.
 
     Args:
-        module: whose network is trained.
-        net: that network.
+        module: the module that is trained.
+        net: its network.
         losses: images and labels to the loss and the logits.
 
     Attributes:
-        took_step: whether the last batch's step is done.
+        took_step: whether the last batch's step has been taken by a graph.
     """
 
     def __init__(self, module: LightningModule, net: Classifier, losses: Losses) -> None:
@@ -165,7 +165,7 @@ class StepGraphs:
             rank_zero_warn(f"training steps run without a CUDA graph: {obstacle}")
 
     def _key(self, batch: tuple[Tensor, Tensor]) -> Hashable:
-        """All that a recorded step takes for granted."""
+        """Everything that a recorded step assumes to be constant."""
         trainer, modules = self.module.trainer, list(self.net.modules())
         solves = tuple((m.solver, m.gradient, m.max_nfe) for m in modules if isinstance(m, ODEBlock))
         states = tuple(m.training for m in modules)

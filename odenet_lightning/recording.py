@@ -1,4 +1,4 @@
-"""Work on a GPU that is recorded once and then repeated by one launch: CUDA graphs, behind a small interface.
+"""CUDA graphs behind a small interface: GPU work that is recorded once and then repeated in one launch.
 
 A network this small leaves a GPU waiting for Python, which launches some 200 kernels of a few microseconds per training
 step. A CUDA graph launches them all at once.
@@ -15,7 +15,7 @@ REHEARSALS = 3  # calls before the recording: libraries initialise, the optimise
 
 
 class Recorder(ABC):
-    """Records the work of a function of no arguments on tensors that stay where they are, and repeats it."""
+    """Records the work of a function without arguments, on tensors at fixed addresses, and repeats it."""
 
     @abstractmethod
     def rehearse(self, function: Callable[[], None]) -> bool:
@@ -23,11 +23,11 @@ class Recorder(ABC):
 
     @abstractmethod
     def record(self, function: Callable[[], None]) -> None:
-        """Note the work of a call without doing it."""
+        """Record the work of a call without doing it."""
 
     @abstractmethod
     def repeat(self) -> None:
-        """Do the noted work again, without the function's Python."""
+        """Do the recorded work again, without running the function's Python."""
 
 
 class CUDAGraph(Recorder):
@@ -66,7 +66,7 @@ class CUDAGraph(Recorder):
         """See `Recorder.record`.
 
         Raises:
-            RuntimeError: CUDA cannot capture it. What runs on the device afterwards is not to be relied on.
+            RuntimeError: CUDA cannot capture it. Later work on the device may fail, too.
         """
         try:
             with torch.cuda.graph(self.graph, stream=self.stream):
@@ -93,8 +93,8 @@ class Recorded:
 
     Args:
         function: tensors to tensors.
-        recorder: of the device that they are on.
-        inputs: examples; later ones must have the same shapes and dtypes.
+        recorder: a recorder for the tensors' device.
+        inputs: examples; later inputs must have the same shapes and dtypes.
 
     Attributes:
         waits: whether the last rehearsal had to wait for the device, so that it cannot be recorded.

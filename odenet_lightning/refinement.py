@@ -1,4 +1,4 @@
-"""As many steps as an ODE needs: a solver refined in training while an accurate one would still change the predictions.
+"""Refine a solver in training as long as an accurate one would change the predictions (`--is_ode.keep`).
 
 Where a network's predictions depend on its solver, its steps are too long (Ott et al. 2021, arXiv:2007.15386).
 """
@@ -34,7 +34,7 @@ def refined(solver: Solver, level: int) -> Solver:
 
 @torch.no_grad()
 def probabilities(net: Classifier, images: Tensor) -> Tensor:
-    """Of each class, `[N, K]`."""
+    """The class probabilities, `[N, K]`."""
     return torch.cat([net(chunk).softmax(1) for chunk in images.split(CHUNK)])
 
 
@@ -46,7 +46,7 @@ def next_level(
     bound: float,
     mean: Callable[[float], float] = float,
 ) -> tuple[int, float]:
-    """The level to train with, by how far an accurate solver changes the predictions.
+    """The level to train with next, chosen by how much an accurate solver changes the predictions.
 
     The change is the total variation distance, sum_k |p_k - q_k| / 2 between an image's class probabilities under the
     two solvers, averaged over the images: the probability that labels drawn from the two differ. No change of the

@@ -21,7 +21,7 @@ def is_shown(trainer: Trainer) -> bool:
 
     Each scalar logged costs a tenth of a millisecond, so they are logged only then.
     """
-    # Lightning's own count for loggers: unlike `global_step`, it goes on where a batch is skipped
+    # Lightning's own count for loggers: unlike `global_step`, it also counts skipped batches
     step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
     return is_written(trainer) or trainer.is_last_batch or step == trainer.max_steps
 

@@ -283,7 +283,7 @@ def not_text(root: Path) -> None:
         (no_class, "has no folders: give every class a folder"),
         (no_root, r"cannot read the folder .*pets \(No such file or directory\): --data.root names"),
         (without_train, "has no folder train beside test and val"),
-        (only_in_test, "test has classes that there is nothing to train on for: cow"),
+        (only_in_test, "test has classes that train does not have: cow"),
         (corrupt_test, "none of the 2 pictures of test in .*pets can be read"),
         (not_text, r"has a folder whose name is not UTF-8, '\\udcff'"),
     ],

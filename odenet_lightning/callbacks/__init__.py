@@ -1,4 +1,4 @@
-"""Counts, printed lines and figures during training. Callbacks gather the values; figures.py draws them."""
+"""Callbacks: what is counted, printed, drawn and restored around training. The drawing itself is in figures.py."""
 
 from odenet_lightning.callbacks.classifier import classifier
 from odenet_lightning.callbacks.coarse_start import CoarseStart

@@ -23,8 +23,8 @@ class CoarseStart(Callback):
     Args:
         solver: the coarse solver, for all ODE blocks.
         epochs: epochs to train with it; 5.5 ends in the middle of the sixth.
-        share: instead, the share of the run's steps, in [0, 1], which ends elsewhere when a run is resumed with another
-            length; a run without an end is not begun coarsely.
+        share: instead, the share of the run's steps, in [0, 1]. If a run is resumed with another length, its coarse
+            start ends at another step; a run without a set length has none.
     """
 
     def __init__(self, solver: Solver, epochs: float | None = None, share: float | None = None) -> None:

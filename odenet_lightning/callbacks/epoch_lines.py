@@ -13,7 +13,7 @@ from odenet_lightning.callbacks.classifier import classifier
 class EpochLines(Callback):
     """A plain line per epoch, above the progress bar or, in logs and pipes, without one.
 
-    Shows what was logged in that epoch: one that is cut by `max_time` may lack a number.
+    Shows what was logged in that epoch: an epoch cut short by `max_time` may lack a number.
     """
 
     def __init__(self) -> None:

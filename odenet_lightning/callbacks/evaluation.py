@@ -10,11 +10,11 @@ from odenet_lightning.solvers import Solver
 class Evaluation(Callback):
     """Has `validate`, `test` and `predict` solve each image by itself where the solver would choose one step for all.
 
-    `fit` trains and validates with the solver as it is set. Solvers that know no other way (`TorchDiffEq`) are left as
-    they are.
+    `fit` trains and validates with the solver as set. Solvers that cannot do this (`TorchDiffEq`, `Reversible`) are
+    left as they are.
 
     Args:
-        per_sample: false for a field that cannot take a time of each image.
+        per_sample: false leaves all solvers as set, for fields that cannot take a time for each image.
     """
 
     def __init__(self, per_sample: bool = True) -> None:

@@ -18,7 +18,7 @@ class EventFile(Callback):
     A run that continues in the same folder (a requeued SLURM job) tells TensorBoard to forget
     what was written after its checkpoint, since those steps are taken again.
 
-    (`SummaryWriter(purge_step=...)` is no way: Lightning makes the writer before it reads the checkpoint.)
+    (`SummaryWriter(purge_step=...)` cannot be used: Lightning creates the writer before it reads the checkpoint.)
     """
 
     @override
@@ -45,7 +45,7 @@ class EventFile(Callback):
 
 
 def headline(trainer: Trainer, module: ClassifierModule) -> dict[str, str | int | float | bool]:
-    """What tells runs apart, for the first columns of TensorBoard's table."""
+    """The main differences between runs, for the first columns of TensorBoard's table."""
     block = next(iter(module.net.ode_blocks), None)
     optimizer = trainer.optimizers[0]
     group = optimizer.param_groups[0]

@@ -19,18 +19,18 @@ from odenet_lightning.trainer import tensorboard, validation_images
 class IsODE(Callback):
     """Says at the end of `fit`, `validate` and `test` whether the network is an ODE (see `certificate`).
 
-    In `fit` it looks at validation images, those of the last validation's first batches, and at no test image; scalars
-    `ode/...`. With several processes, at the images of the first. A network without an ODE block is left alone.
+    In `fit` it uses images of the last validation's first batches, no test images, and logs the scalars `ode/...`. With
+    several processes, it uses the first one's images. A network without an ODE block is left alone.
 
-    With `keep` it also has the network stay an ODE, or become one: before each validation of `fit` it doubles the
-    number of steps, or divides the tolerances by ten, where an accurate solver changes the predictions by more than
-    that, and halves it where half the steps are good enough (see `refinement.next_level`), never below the start.
-    Validation, checkpoints and the training that follows take the solver chosen; with `CoarseStart`, that is the one
-    that follows the coarse solver. A short run needs several validations per epoch to get from few steps to enough.
+    With `keep` it also makes the network stay an ODE, or become one. Before each validation of `fit` it doubles the
+    number of steps (or divides the tolerances by ten) if an accurate solver changes the predictions by more than
+    `keep`, and goes one level back, never below the start, if that is good enough (see `refinement.next_level`).
+    Validation, checkpoints and further training use the chosen solver; with `CoarseStart`, it is the one that follows
+    the coarse solver. A short run needs several validations per epoch to get from few steps to enough.
 
     Args:
-        images: how many; 0 switches it off.
-        keep: the largest change of the predictions, in percentage points; by default the solver stays.
+        images: number of images to compare; 0 switches the callback off.
+        keep: largest change of the predictions, in percentage points; by default the solver is not changed.
     """
 
     def __init__(self, images: int = 1_000, keep: float | None = None) -> None:
@@ -71,7 +71,7 @@ class IsODE(Callback):
         self._refine(pl_module, resumed["level"] if is_resumed else 0)
 
     def _refine(self, pl_module: LightningModule, level: int) -> None:
-        """Give the blocks the solver of a level, and the config that checkpoints keep."""
+        """Set the solver of a level in the blocks, and in the config that checkpoints keep."""
         assert self.first is not None
         self.level, solver = level, refined(self.first, level)
         for block in classifier(pl_module).net.ode_blocks:

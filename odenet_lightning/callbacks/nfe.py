@@ -16,7 +16,7 @@ from odenet_lightning.trainer import is_shown, is_written
 class EvaluationCounts(Callback):
     """Logs evaluations of the field (NFE), summed over a network's ODE blocks.
 
-    Where each image is solved by itself, they are the mean over the images: what the batch costs.
+    Where each image is solved by itself, they are the mean over the images, which is the cost of the batch.
 
     `nfe/forward`, `nfe/backward`: per batch in training, averaged over all batches since they were last
     written, also those of the epoch before; `nfe/backward` only where the gradient method evaluates the field in
@@ -27,12 +27,12 @@ class EvaluationCounts(Callback):
     solve, both in units of t; and, with `Adjoint`, `adjoint/y0_error`, the largest of its relative errors
     of y0. The relative error of the gradient is about as large.
 
-    Also keeps a budget: warns once where a batch's evaluations exceed half of `budget`, and ends the
-    run, checkpoints kept, where they exceed all of it. Dynamics this stiff have stopped learning.
+    Also keeps a budget: warns once when a batch's evaluations exceed half of `budget`, and ends the
+    run, checkpoints kept, when they exceed all of it: training with dynamics this stiff makes no progress.
     `ODEBlock`'s `max_nfe` limits a single solve.
 
     Args:
-        budget: forward evaluations a training batch may cost.
+        budget: most forward evaluations that a training batch may cost.
     """
 
     def __init__(self, budget: int = 1_000) -> None:

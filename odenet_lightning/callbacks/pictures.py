@@ -18,7 +18,7 @@ TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def add_figure(trainer: Trainer, tag: str, figure: Figure) -> None:
-    """Put a figure into the run's event file; it is used up."""
+    """Write a figure to the run's event file, and release it."""
     writer = tensorboard(trainer)
     if writer is not None:
         # steps are counted from 0 in curves: the one just taken
@@ -27,10 +27,10 @@ def add_figure(trainer: Trainer, tag: str, figure: Figure) -> None:
 
 
 class Pictures(Callback):
-    """Draws, after validation: misclassified digits, the confusion matrix, and a digit's way through the ODE.
+    """Draws, after validation: misclassified digits, the confusion matrix, and a digit's feature maps over t.
 
     Args:
-        every_n_epochs: how often; 0 never.
+        every_n_epochs: how often, in epochs; 0 for never.
     """
 
     def __init__(self, every_n_epochs: int = 1) -> None:

@@ -16,7 +16,7 @@ from odenet_lightning.data.picture_files import printable
 from odenet_lightning.figures import contact_sheet
 from odenet_lightning.trainer import datamodule
 
-PRINTED = 50  # predictions that are printed, the rest is in the table
+PRINTED = 50  # predictions that are printed; the table has all
 
 
 class PredictionWriter(Callback):
@@ -25,7 +25,7 @@ class PredictionWriter(Callback):
     The table has a row for each picture: file, prediction, confidence (its probability), runner_up and
     runner_up_confidence, and the probabilities of all classes as p(NAME).
 
-    Images of another data module have numbers in the place of files, in the order of its loader.
+    With another data module, images have numbers instead of files, in the order of its loader.
 
     (Lightning's `BasePredictionWriter` needs each batch's indices from a `DataLoader`, and warns at
     every batch that comes from elsewhere, as this project's do.)
@@ -98,7 +98,7 @@ class Table:
         return [self.names[label] for label in self.best.indices[:, place].tolist()]
 
     def write(self, path: Path) -> None:
-        """As CSV."""
+        """Write all rows as CSV."""
         with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             heads = ["file", "prediction", "confidence", "runner_up", "runner_up_confidence"]
@@ -109,7 +109,7 @@ class Table:
                 writer.writerow([str(file_path), *best, *(f"{value:.4f}" for value in row)])
 
     def print(self) -> None:
-        """The first rows, aligned."""
+        """Print the first rows, aligned."""
         shown = [printable(path.name) for path in self.paths[:PRINTED]]
         first, second = ([printable(name) for name in self.column(place)[:PRINTED]] for place in (0, 1))
         wide, long = max(map(len, shown)), max(map(len, first))

@@ -17,7 +17,7 @@ SHOWN = (("loss", "train/loss", "{:.3f}"), ("val", "val/acc", "{:.1%}"), ("NFE",
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar, with 20 characters, time left, loss, validation accuracy and NFE in 80 columns.
 
-    It goes when its epoch is over: `EpochLines` leaves a line of each above it. Epochs count from 1.
+    It disappears at the end of its epoch, when `EpochLines` prints a line above it. Epochs count from 1.
     """
 
     BAR_FORMAT = "{desc}|{bar:20}| {n_fmt}/{total_fmt} {remaining}{postfix}"
@@ -70,6 +70,6 @@ class ProgressBar(TQDMProgressBar):
 
 
 def passing(bar: Tqdm) -> Tqdm:
-    """The bar, to be removed when it is done."""
+    """The bar, set to disappear when it is complete."""
     bar.leave = False
     return bar

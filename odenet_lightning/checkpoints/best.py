@@ -114,5 +114,5 @@ def refuse_to_overwrite(folder: Path, resumed_folder: Path | None) -> None:
     if earlier and folder.resolve() != resumed_folder and not is_requeued():
         raise CheckpointError(
             f"{folder} holds {earlier} of an earlier run: name another --checkpoint.dirpath, "
-            f"or go on from it (--ckpt_path {folder / earlier})"
+            f"or resume it (--ckpt_path {folder / earlier})"
         )

@@ -18,9 +18,9 @@ class InterruptWatch:
         self.previous: Any = None
 
     def start(self) -> None:
-        """Take the place of the signal's handler."""
+        """Install the handler."""
         interrupted.clear()
-        # what runs in a shell's background ignores Ctrl-C, and is to go on doing so
+        # a process in a shell's background ignores Ctrl-C, and must continue to
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             self.previous = signal.signal(signal.SIGINT, self._note)
 

@@ -84,7 +84,7 @@ class CLI(LightningCLI):
             if action.dest.startswith("trainer.limit_"):
                 action._typehint = int | float | None  # pyright: ignore[reportAttributeAccessIssue]
         if self.line.command == "fit":
-            told = "a checkpoint from whose weights a new run starts, its network with them; the optimiser is new"
+            told = "start a new run from this checkpoint's network and weights, with a new optimiser"
             parser.add_argument("--weights", type=str | None, help=told)
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last")

@@ -15,7 +15,7 @@ from odenet_lightning.cli.errors import UsageError
 from odenet_lightning.cli.layers import arguments, kept, laid_over, never, same_class
 
 CONFIG_FLAGS = ("--config", "-c")
-WORDS = ("best", "last", "hpc", "registry", "null")  # Lightning's, in the place of a checkpoint's path
+WORDS = ("best", "last", "hpc", "registry", "null")  # Lightning's own, instead of a checkpoint's path
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The length and the seed of a run for which the user gives none."""
+"""The length of a run for which none is given, and a seed drawn at random."""
 
 import os
 from random import SystemRandom
@@ -9,14 +9,14 @@ from typing_extensions import override
 from odenet_lightning.callbacks import datamodule
 from odenet_lightning.cli.errors import UsageError
 
-# epochs of a run that is given no length: more gain little accuracy on a full set or on the sample
+# epochs of a run without a given length: more would gain little accuracy
 FULL_EPOCHS = 3
 SMALL_EPOCHS = 16
 SMALL = 10_000  # training images
 
 
 class RunLength(Callback):
-    """Gives a run without a length one that suits the number of its training images."""
+    """Sets the length of a run without one, by the number of its training images."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""`demo`: the page in the browser. Imported only when asked for: it brings Gradio."""
+"""`demo`: the page in the browser. Imported only when needed: it loads Gradio."""
 
 import os
 from importlib.util import find_spec
@@ -14,19 +14,19 @@ from odenet_lightning.demo.computing import parts_of, plane_of
 from odenet_lightning.models import IMAGE_SHAPE
 from odenet_lightning.trained import TrainedNetwork, load_trained
 
-ONE_STEP = "one_step"  # trained with a single step, so that it is no ODE: what an accurate solver breaks
+ONE_STEP = "one_step"  # trained with a single step: no ODE, as an accurate solver shows
 DIGITS = 500  # in the plane
 
 
 def parser_of_demo() -> Parser:
     """The command's flags."""
-    parser = Parser(prog=f"{PROGRAM} demo", description="Draw a digit in the browser and see its way through the ODE.")
+    parser = Parser(prog=f"{PROGRAM} demo", description="Draw a digit in the browser and follow it through the ODE.")
     parser.add_argument("--config", action="config", help="a YAML with settings")
-    parser.add_argument("--ckpt_path", type=str, default="default", help="a checkpoint, or a shipped network's name")
+    parser.add_argument("--ckpt_path", type=str, default="default", help="a checkpoint, or a packaged network's name")
     parser.add_argument("--trusted", type=str | None, help="your module or package whose classes may be imported")
-    parser.add_argument("--root", type=str, default="data", help="folder where the built-in sample is kept")
+    parser.add_argument("--root", type=str, default="data", help="folder for the built-in sample")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="the address to serve; 0.0.0.0 for everyone")
-    parser.add_argument("--port", type=int | None, help="its port (the first free one from 7860)")
+    parser.add_argument("--port", type=int | None, help="the port to serve at (the first free one from 7860)")
     return parser
 
 

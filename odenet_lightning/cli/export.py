@@ -23,12 +23,12 @@ def parser_of_export() -> Parser:
     """The command's flags."""
     parser = Parser(prog=f"{PROGRAM} export", description="Write a trained network for use without this package.")
     parser.add_argument("--config", action="config", help="a YAML with settings")
-    parser.add_argument("--ckpt_path", type=str, required=True, help="a checkpoint, or a shipped network's name")
-    parser.add_argument("--path", type=str, default="network.pt2", help="the file: .pt2, .onnx or .ckpt (weights)")
-    parser.add_argument("--solver", type=Solver | None, help="of all ODE blocks, in fixed steps (the checkpoint's)")
+    parser.add_argument("--ckpt_path", type=str, required=True, help="a checkpoint, or a packaged network's name")
+    parser.add_argument("--path", type=str, default="network.pt2", help="file to write: .pt2, .onnx or .ckpt (weights)")
+    parser.add_argument("--solver", type=Solver | None, help="fixed-step solver for all ODE blocks (the checkpoint's)")
     parser.add_argument("--trusted", type=str | None, help="your module or package whose classes may be imported")
-    parser.add_argument("--root", type=str, default="data", help="folder of the data on which the file is checked")
-    parser.add_argument("--source", type=Source | None, help="that data (what the network was trained on)")
+    parser.add_argument("--root", type=str, default="data", help="folder of the data that the file is checked on")
+    parser.add_argument("--source", type=Source | None, help="the data to check on (what the network was trained on)")
     return parser
 
 
@@ -69,7 +69,7 @@ def export(args: list[str]) -> None:
 
 
 def images_to_check(trained: TrainedNetwork, root: str, source: Source | None) -> tuple[Tensor, Tensor | None, str]:
-    """Test images of what the network was trained on, their labels, and what they are; else random ones."""
+    """Test images of the data that the network was trained on, else random ones; their labels; a description."""
     source = source or trained.source
     if source is None:
         channels, *size = trained.image_shape
@@ -77,7 +77,7 @@ def images_to_check(trained: TrainedNetwork, root: str, source: Source | None) -
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randint(0, 256, (RANDOM_IMAGES, *shape), generator=generator, dtype=torch.uint8)
         return pixels, None, f"{RANDOM_IMAGES} random images"
-    # the sample stands for full MNIST where there is none
+    # without full MNIST, the sample takes its place
     data = MNISTDataModule(root=root, source="auto" if source == "mnist" else source)
     data.prepare_data()
     data.setup("test")
@@ -105,7 +105,7 @@ def refuse_chosen_steps(net: Classifier, pixels: Tensor, labels: Tensor | None) 
 
 
 def notes(trained: TrainedNetwork) -> dict[str, str]:
-    """What whoever runs the file needs to know."""
+    """What a user of the file needs to know."""
     channels, *size = trained.image_shape
     shape = ", ".join(map(str, size if channels == 1 else trained.image_shape))
     return {
@@ -124,11 +124,11 @@ def solvers(net: Classifier) -> str:
 
 
 def found(agreement: Agreement, labels: Tensor | None) -> str:
-    """A comparison in words."""
+    """The result of the check, in words."""
     accuracy = "" if labels is None else f", {float((agreement.predicted == labels).double().mean()):.2%} right"
     return f"the same predictions{accuracy}; logits differ by at most {agreement.difference:.0e} of the largest"
 
 
 def described(file: Path) -> str:
-    """A file and its size."""
+    """A file's name and size."""
     return f"{file} ({file.stat().st_size / 1024:,.0f} KB)"

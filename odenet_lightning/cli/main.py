@@ -16,8 +16,8 @@ COMMANDS = {
     "fit": "train a network",
     "validate": "measure a trained network on the validation images",
     "test": "measure a trained network on the test images",
-    "predict": "classify a folder of your own images with a trained network",
-    "export": "write a trained network as an ONNX model or a program of torch.export",
+    "predict": "classify your own pictures with a trained network",
+    "export": "write a trained network for ONNX Runtime or torch.export",
     "demo": "draw a digit in the browser and see what the network makes of it",
     "study": "answer a question about Neural ODEs in rows and a figure",
 }
@@ -25,7 +25,7 @@ FIT = ("fit", "validate", "test", "predict")
 
 HELP = f"""usage: {PROGRAM} COMMAND [OPTIONS]
 
-Train Neural ODE classifiers, and look into them.
+Train Neural ODE classifiers, and examine them.
 
 commands:
 {chr(10).join(f"  {name:<10} {said}" for name, said in COMMANDS.items())}
@@ -65,7 +65,7 @@ def run_command(given: Sequence[str]) -> None:
     elif first in FIT or (first.startswith("-") and set(FIT) & set(given)):
         line = split(list(given), FIT)
         if line.command != "fit" and line.checkpoint is None and not line.only_asks:
-            raise UsageError(f"{line.command} needs a trained network: --ckpt_path FILE (a fit prints its own)")
+            raise UsageError(f"{line.command} needs a trained network: --ckpt_path FILE (fit prints it at its end)")
         CLI(line, parser_kwargs={"prog": PROGRAM})
     else:
         near = difflib.get_close_matches(first, COMMANDS, 1)

@@ -1,4 +1,4 @@
-"""malloc: the C library keeps freed memory instead of returning it."""
+"""malloc: have the C library keep freed memory instead of returning it to the system."""
 
 import ctypes
 import sys

@@ -12,7 +12,7 @@ from odenet_lightning.cli.errors import PROGRAM, UsageError, condense
 class Parser(LightningArgumentParser):
     """Raises instead of printing its usage, so that every error ends in one line; takes no flag's abbreviation.
 
-    An abbreviation would pass by `CommandLine`, and with it a checkpoint's settings and whether it is trusted.
+    `CommandLine` would not recognise an abbreviation, and so miss a checkpoint's settings and whether it is trusted.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The settings that a run takes from a checkpoint, and when a checkpoint is refused."""
+"""What a run takes from a checkpoint: its settings, or its weights; and when a checkpoint is refused."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def data_settings(kind: Any, data: dict[str, Any], root: Any, line: CommandLine)
     Args:
         kind: the data module's class, where it is this project's.
         data: its settings, without root.
-        root: its folder, which comes along for pictures of the user's own: there is no other place to look for them.
+        root: its folder, taken over for the user's own pictures only: they can be nowhere else.
         line: the command line.
     """
     if kind is FolderDataModule:

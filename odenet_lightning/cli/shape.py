@@ -15,11 +15,11 @@ def take_shape(settings: Namespace, command: str, is_trained: bool) -> None:
 
     Args:
         settings: a parsed command's, with `model.net` and `data`; changed in place.
-        command: its name; `predict` needs no classes, which are those of folders that may be elsewhere.
+        command: its name; `predict` takes no classes from the data, whose folders may not be there.
         is_trained: whether a checkpoint has brought the network's settings.
 
     Raises:
-        UsageError: a trained network, or the user, wants others.
+        UsageError: a trained network, or the user, names others.
     """
     net = getattr(settings.model.net, "init_args", None)
     if net is None or not {"image_shape", "classes"} <= vars(net).keys():
@@ -41,5 +41,5 @@ def made(settings: Namespace) -> ImageDataModule | None:
     if not (isinstance(kind, type) and issubclass(kind, ImageDataModule)):
         return None
     given = vars(settings.init_args if "class_path" in settings else settings)
-    # what is an object of its own, such as the augmentation, has no part in the shape
+    # objects, such as the augmentation, do not change the shape
     return named_in_errors(kind, **{key: value for key, value in given.items() if not isinstance(value, Namespace)})

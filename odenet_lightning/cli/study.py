@@ -1,4 +1,4 @@
-"""`study NAME`: measure, draw, print. Imported only when asked for: it brings scipy and animations."""
+"""`study NAME`: measure, draw, print. Imported only when needed: it loads scipy and animations."""
 
 import sys
 import warnings
@@ -21,7 +21,7 @@ def parser_of(args: list[str]) -> Parser:
         command = Parser(description=question)
         command.add_argument("--config", action="config", help="a YAML with settings")
         command.add_argument("--quick", action="store_true", help="a small version, on the sample, in under a minute")
-        command.add_argument("--folder", type=str | None, help="where its files go (lightning_logs/study-NAME)")
+        command.add_argument("--folder", type=str | None, help="folder for its files (lightning_logs/study-NAME)")
         command.add_class_arguments(kind)
         if "--quick" in args:
             command.set_defaults({"source": "sample", **kind.quick})
@@ -47,5 +47,5 @@ def study(args: list[str]) -> None:
     try:
         run(STUDIES[chosen.subcommand](**settings), Path(folder))
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning ends by the latter, with 0 after a SIGTERM
-        print(f"interrupted: the rows so far are in {folder}; the same command continues", file=sys.stderr)
+        print(f"interrupted: the rows so far are in {folder}; the same command resumes it", file=sys.stderr)
         raise SystemExit(143 if isinstance(end, SIGTERMException) else 130) from None

@@ -1,4 +1,4 @@
-"""ImageDataModule: batches of images that lie in memory, on the device, whatever set they are from."""
+"""ImageDataModule: the base class of data modules that keep all images in the memory of the training device."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 class ImageDataModule(LightningDataModule):
-    """The base class of this project's data: a subclass says what the images are, and loads them in `load_parts`.
+    """The base class of this project's data modules: a subclass loads its images in `load_parts`.
 
     Images are uint8 in the training device's memory; a batch is one gather, then converted and augmented. So there are
     no loader processes: they would only slow it down. The order depends on the seed (`seed_everything`) and the epoch;
@@ -75,7 +75,7 @@ class ImageDataModule(LightningDataModule):
 
     @abstractmethod
     def read(self, path: Path) -> Tensor:
-        """One picture of the user's, as the network's images are: uint8 `[H, W]` or `[C, H, W]`."""
+        """Read one of the user's pictures in the shape of the network's images: uint8 `[H, W]` or `[C, H, W]`."""
 
     @override
     def setup(self, stage: str) -> None:
@@ -94,7 +94,7 @@ class ImageDataModule(LightningDataModule):
         self.parts["predict"] = Digits(images, torch.full((len(images),), -1))
 
     def _place(self) -> tuple[torch.device, int, int]:
-        """Where batches are wanted, and which of how many processes this is."""
+        """The device for batches, this process's rank, and the number of processes."""
         if self.trainer is None:
             return torch.device("cpu"), 0, 1
         return self.trainer.strategy.root_device, self.trainer.global_rank, self.trainer.world_size
@@ -153,7 +153,7 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the same order, whatever seed the new run has, at the same place.
+        """Continue in the same order, whatever seed the new run has, at the same place.
 
         Lightning restores a loader's own state, too, but not where a schedule has asked for the number of
         steps before: then the loader exists already.

@@ -19,12 +19,12 @@ class Listing:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a folder is none of the user's own, such as `.ipynb_checkpoints` and `__MACOSX`."""
+    """Whether a folder was made by a program, such as `.ipynb_checkpoints` and `__MACOSX`."""
     return name.startswith((".", "__"))
 
 
 def folders_in(folder: Path) -> dict[str, Path]:
-    """The folders in a folder by their names, in the order of these.
+    """The folders in a folder by name, sorted.
 
     Raises:
         FolderError: it cannot be read.
@@ -57,7 +57,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
     """The folder of each class, by its name.
 
     Raises:
-        FolderError: there are less than two, or a name is not text.
+        FolderError: there are fewer than two, or a name is not UTF-8.
     """
     found = folders_in(folder)
     where = printable(str(folder))
@@ -71,7 +71,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures in a folder at any depth, each place once, though links may lead in circles."""
+    """The pictures in a folder at any depth; each folder is visited once, even if links form a circle."""
     found: list[Path] = []
     top, seen = Path(os.path.realpath(folder)), set[str]()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -99,7 +99,7 @@ def listing(folder: Path, names: Sequence[str]) -> Listing:
     foreign = [printable(name) for name in inside if name not in names]
     if foreign:
         raise FolderError(
-            f"{printable(str(folder))} has classes that there is nothing to train on for: {', '.join(foreign)}; "
+            f"{printable(str(folder))} has classes that train does not have: {', '.join(foreign)}; "
             "remove their folders, or add pictures of them to train"
         )
     paths: list[Path] = []

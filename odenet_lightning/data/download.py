@@ -60,7 +60,7 @@ def is_complete(relative: Relative, root: Path, train: bool) -> bool:
 
 
 def download(name: str, root: Path) -> str | None:
-    """Have torchvision download what is missing of a set; returns None, or why it could not be had."""
+    """Have torchvision download what is missing of a set; returns None, or why it could not."""
     relative = RELATIVES[name]
     if all(is_complete(relative, root, train) for train in (True, False)):
         return None

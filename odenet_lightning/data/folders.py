@@ -24,16 +24,16 @@ class FolderDataModule(ImageDataModule):
     """Your own pictures: a folder of folders, each a class with its name, as torchvision's `ImageFolder` has them.
 
     `root/CLASS/...`: validation and test are cut from each class at random. Or `root/train/CLASS/...` with folders
-    `val` and `test` beside `train`, whose classes are among those of `train`; one that is missing is cut from `train`.
+    `val` and `test` beside `train`, whose classes are among those of `train`; a missing part is cut from `train`.
     Classes are numbered in the order of their names. Pictures lie at any depth in the folder of their class; hidden
-    files, and files that are no pictures by their names, are passed over.
+    files, and files whose names do not end like a picture's, are skipped.
 
     Pictures of any kind and size are turned upright (EXIF), laid on white where they are transparent, and stretched to
     `image_size`; of animated ones the first frame is taken. What cannot be read is named and left out. The images are
     kept in memory, as uint8. Not for sets that take more than 4 GiB in that form.
 
     Args:
-        root: the folder. Where it has folders `train` and perhaps `val` and `test` and no others, these are the parts.
+        root: the folder. If it holds `train`, perhaps `val` and `test`, and no other folders, these are the parts.
         image_size: the images' height and width, or one number for both.
         colour: three channels (red, green, blue); false for one, grey.
         val_share: the share of each class that is cut from it for validation.
@@ -132,7 +132,7 @@ def check_memory(count: int, image_shape: ImageShape) -> None:
 
 @rank_zero_only
 def tell_unreadable(part: str, bad: Sequence[tuple[Path, str]]) -> None:
-    """Name the pictures of a part that are left out."""
+    """Print which pictures of a part are left out, and why."""
     for path, why in bad[:NAMED]:
         print(f"left out of {part}: {printable(f'{path.parent.name}/{path.name}')}: {why}", file=sys.stderr)
     if len(bad) > NAMED:

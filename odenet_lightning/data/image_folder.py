@@ -12,7 +12,7 @@ from odenet_lightning.data.picture_files import opened
 
 BOX = 20  # MNIST fits a digit into 20 x 20 pixels ...
 SIZE = 28  # ... and centres its mass in 28 x 28 (LeCun et al. 1998)
-LARGEST_SIDE = 320  # in pixels, to which larger pictures are brought: their digits keep ten pixels for one of MNIST's
+LARGEST_SIDE = 320  # pixels; larger pictures are shrunk to this, which leaves about ten pixels for one of MNIST's
 
 
 def read_digit(path: Path) -> Tensor:
@@ -22,13 +22,13 @@ def read_digit(path: Path) -> Tensor:
         OSError, ValueError: no picture, a truncated one, one that is too large, or one without ink.
     """
     with opened(path) as picture:
-        picture.draft("L", (512, 512))  # a JPEG can be unpacked smaller at once
+        picture.draft("L", (512, 512))  # a JPEG can be decoded at a smaller size
         picture.load()
         upright = ImageOps.exif_transpose(picture)
         opaque = upright.convert("RGBA") if "A" in upright.getbands() or "transparency" in upright.info else upright
         if opaque.mode == "RGBA":
             opaque = Image.alpha_composite(Image.new("RGBA", opaque.size, paper_of(opaque)), opaque)
-        if opaque.mode == "1" and min(opaque.size) > 2 * SIZE:  # the dots of black and white are its greys
+        if opaque.mode == "1" and min(opaque.size) > 2 * SIZE:  # dithering: blurred dots give back the greys
             opaque = opaque.convert("L").filter(ImageFilter.BoxBlur(max(opaque.size) / 100))
         if opaque.mode.startswith(("I", "F")):
             grey = V.pil_to_tensor(opaque)[0].to(torch.float32)

@@ -107,7 +107,7 @@ class MNISTDataModule(ImageDataModule):
             if failure:
                 rank_zero_warn(
                     f"\n*** NOT THE FULL MNIST: none in {raw_folder(self.root)}, and {failure}.\n"
-                    "*** Going on with the built-in sample: 4,000 digits to train, 500 to validate, 500 to test.\n"
+                    "*** Continuing with the built-in sample: 4,000 digits to train, 500 to validate, 500 to test.\n"
                     "*** For the full set, give --data.root DIR with DIR/MNIST/raw as torchvision lays it out,\n"
                     "*** or run once with internet access. --data.source sample silences this, mnist forbids it."
                 )

@@ -12,13 +12,13 @@ from scipy import ndimage
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-FAINTEST = 0.1  # contrast of ink to paper, in parts of the paper's brightness, below which there is nothing to see
-RULE = 0.7  # a line as long as this, in parts of its side of the picture, ...
+FAINTEST = 0.1  # least contrast of ink to paper, as a share of the paper's brightness, for a digit to be seen
+RULE = 0.7  # a line of at least this length, as a share of the picture's side, ...
 RULE_WIDTH = 0.035  # ... and no thicker than this is a ruled line or a frame
-SPECK = 0.15  # what is lower and narrower than this, in parts of the digit's height, is a speck
-AS_HIGH = 0.6  # what is as high as this, in parts of the highest, is a digit of its own
-PEN = (0.11, 0.2)  # thinnest and thickest pen, in parts of the digit's larger side: about MNIST's
-EVERYWHERE = np.ones((3, 3), dtype=bool)  # neighbours, diagonal ones too
+SPECK = 0.15  # a part lower and narrower than this share of the digit's height is a speck
+AS_HIGH = 0.6  # a part beside the digit, higher than this share of its height, is another digit
+PEN = (0.11, 0.2)  # thinnest and thickest pen, as shares of the digit's larger side: about MNIST's
+EVERYWHERE = np.ones((3, 3), dtype=bool)  # all eight neighbours
 
 
 def dilated(mask: Mask, footprint: NDArray[Any], times: int = 1) -> Mask:
@@ -27,7 +27,7 @@ def dilated(mask: Mask, footprint: NDArray[Any], times: int = 1) -> Mask:
 
 
 def opened(mask: Mask, footprint: NDArray[Any]) -> Mask:
-    """What of the mask a footprint fits into."""
+    """The part of the mask that a footprint fits into."""
     return np.asarray(ndimage.binary_opening(mask, footprint), dtype=bool)
 
 
@@ -58,7 +58,7 @@ def ink_of(grey: Array) -> Array:
 
 
 def contrast_to_paper(grey: Array) -> tuple[Array, float]:
-    """How much each pixel differs from the paper beneath it towards the ink's side, 0 to 1, and the paper's noise.
+    """Each pixel's contrast to the paper beneath it, from 0 to 1 for full ink, and the paper's noise.
 
     The paper is a quadratic surface, fitted again and again to the pixels that are near it: light that falls off over
     the picture is smooth, and most of a picture is paper.
@@ -97,7 +97,7 @@ def without_lines(mask: Mask) -> Mask:
     for flip in (False, True):
         ink, result = (mask.T, kept.T) if flip else (mask, kept)
         thick = max(2, round(RULE_WIDTH * side))
-        # bridged, as noise breaks a line
+        # noise breaks lines: bridge the gaps
         bridged = np.asarray(ndimage.binary_closing(np.pad(ink, 3), np.ones((1, 5))), dtype=bool)[3:-3, 3:-3]
         runs = opened(bridged, np.ones((1, max(5, round(RULE * ink.shape[1])))))
         thin = runs & ~opened(runs, np.ones((thick + 1, 1)))

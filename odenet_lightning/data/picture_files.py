@@ -1,4 +1,4 @@
-"""Picture files: which there are, opened safely, and read as images of one shape; what cannot be read is named."""
+"""Picture files: found, opened safely, and read as images of one shape; files that cannot be read are named."""
 
 import os
 import warnings
@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as V
 
 from odenet_lightning.data.datasets import ImageShape
 
-# those of Pillow's readers that run nothing but Pillow's own decoders: no PostScript, no plug-ins
+# the formats that Pillow decodes by itself: no PostScript, no plug-ins
 FORMATS = {
     "PNG": (".png",),
     "JPEG": (".jpg", ".jpeg"),
@@ -25,11 +25,11 @@ FORMATS = {
     "WEBP": (".webp",),
 }
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-LARGEST_PIXELS = 50_000_000  # a picture with more is refused before it is unpacked
+LARGEST_PIXELS = 50_000_000  # a picture with more is refused before it is decoded
 
 
 class FolderError(RuntimeError):
-    """Pictures that cannot be used at all."""
+    """A folder of pictures that cannot be used."""
 
 
 def is_picture(path: Path) -> bool:
@@ -44,12 +44,12 @@ def printable(name: str) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture whose size is known to be bearable, not yet unpacked; of an animated one the first frame.
+    """Open a picture of acceptable size, not yet decoded; the first frame of an animated one.
 
     Raises:
         OSError, ValueError: no picture, or one that is too large.
     """
-    if not path.is_file():  # opening a named pipe would wait for ever
+    if not path.is_file():  # opening a named pipe would block
         kinds = {"a folder": path.is_dir, "a link that leads nowhere": path.is_symlink, "not a file": path.exists}
         raise ValueError(next((kind for kind, holds in kinds.items() if holds()), "no such file"))
     if path.suffix.lower() not in SUFFIXES:
@@ -74,9 +74,8 @@ def read_picture(path: Path, image_shape: ImageShape) -> Tensor:
     """
     channels, height, width = image_shape
     with opened(path) as picture:
-        picture.draft(
-            "RGB" if channels == 3 else "L", (2 * width, 2 * height)
-        )  # a JPEG can be unpacked smaller at once
+        # a JPEG can be decoded at a smaller size
+        picture.draft("RGB" if channels == 3 else "L", (2 * width, 2 * height))
         picture.load()
         upright = ImageOps.exif_transpose(picture)
     if "A" in upright.getbands() or "transparency" in upright.info:
@@ -105,13 +104,13 @@ def read_all(paths: Sequence[Path], read: Callable[[Path], Tensor]) -> list[Tens
 
     Args:
         paths: the files.
-        read: one file -> an image. Called in threads: unpacking pictures does not hold Python's lock.
+        read: one file -> an image. Called in threads: decoding releases Python's lock.
     """
 
     def attempt(path: Path) -> Tensor | str:
         try:
             return read(path)
-        except Exception as e:  # whatever a broken picture makes its reader raise, the rest goes on
+        except Exception as e:  # whatever a broken picture raises, the others are read
             return explain(e)
 
     with warnings.catch_warnings():
@@ -124,11 +123,11 @@ def load_pictures(places: Sequence[Path], read: Callable[[Path], Tensor]) -> tup
     """Read pictures for predictions: files, and what is in folders, in the order of names.
 
     Args:
-        places: files and folders; folders inside a folder are not searched, and hidden files are passed over.
+        places: files and folders; folders inside a folder are not searched, and hidden files are skipped.
         read: one file -> an image, uint8, all of one shape.
 
     Returns:
-        The images, `[N, ...]`; their paths; and a line for everything that is no picture or could not be read.
+        The images, `[N, ...]`; their paths; and a line for each file that is no picture or cannot be read.
 
     Raises:
         FolderError: a folder that cannot be read, or no picture that can be.

@@ -1,1 +1,1 @@
-"""The page where a digit is drawn and its way through the ODE is seen. Needs the extra `demo` (Gradio)."""
+"""The browser demo: draw a digit and follow its state through the ODE. Needs the extra `demo` (Gradio)."""

@@ -1,4 +1,4 @@
-"""What the page shows, as tensors: an answer, the state over t, and 500 digits in a plane. No page here."""
+"""What the page shows, as tensors: an answer, the state over t, and 500 digits in a plane."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class Parts:
 
 
 def parts_of(net: Classifier) -> Parts | None:
-    """The parts of a network; None where it has not one ODE block between a stem and a head."""
+    """The parts of a network; None if it is not a stem, one ODE block and a head."""
     if isinstance(net, OneBlock):
         return Parts(net.stem, net.block, net.head)
     if isinstance(net, Composed) and isinstance(net.trunk, ODEBlock) and len(net.ode_blocks) == 1:
@@ -38,7 +38,7 @@ def parts_of(net: Classifier) -> Parts | None:
 
 
 def solver_of(name: str, steps: int, exponent: float) -> Solver:
-    """A solver as the page's controls say.
+    """The solver that the page's controls describe.
 
     Args:
         name: one of `SOLVERS`.
@@ -50,7 +50,7 @@ def solver_of(name: str, steps: int, exponent: float) -> Solver:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a solver makes of one digit.
+    """The network's answer for one digit under a solver.
 
     Attributes:
         probabilities: of the K classes, `[K]`.
@@ -107,7 +107,7 @@ class Plane:
         axes: the components, `[D, 2]`.
         points: of the digits at `TIMES`, `[T, N, 2]`.
         labels: of the digits, `[N]`.
-        changed: whether a digit is read differently where the equation is followed closely, `[N]`.
+        changed: whether 20 midpoint steps give a digit another prediction than the network's solver, `[N]`.
     """
 
     centre: Tensor
@@ -123,7 +123,7 @@ class Plane:
 
 @torch.no_grad()
 def plane_of(parts: Parts, digits: Digits) -> Plane:
-    """The plane of some digits, which follow the equation closely, however many steps the network was trained with."""
+    """The plane of some digits, solved with 20 midpoint steps whatever solver the network was trained with."""
     block = parts.block
     states, changed = [], []
     for chunk in digits.images.split(CHUNK):

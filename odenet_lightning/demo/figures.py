@@ -1,4 +1,4 @@
-"""The page's figures: tensors -> pictures in HTML, each with a description for those who do not see it."""
+"""The page's figures: tensors -> pictures in HTML, each with a text alternative."""
 
 import base64
 import io
@@ -72,7 +72,7 @@ def curves(read: Tensor, names: Sequence[str], steps: Sequence[float]) -> str:
 
 
 def with_time(curves: str, index: int) -> str:
-    """The curves with a line at a time, laid over them: drawing them anew would take as long as all the rest."""
+    """The curves with a line at a time, laid over the picture: drawing it again would double the time of an update."""
     left = 100 * (LEFT + (RIGHT - LEFT) * TIMES[index])
     return f'<div class="over">{curves}<i style="left:{left:.1f}%"></i></div>'
 

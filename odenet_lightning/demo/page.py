@@ -1,4 +1,4 @@
-"""The page: its controls, and what happens when one is moved. The only file that knows Gradio."""
+"""The page: its controls, and what happens when one is used. The only file that imports Gradio."""
 
 import base64
 import io
@@ -41,7 +41,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Seen:
-    """The digit of the moment and its way through the ODE, for when t is moved.
+    """The digit shown and its states over t, kept so that moving t needs no new solve.
 
     Attributes:
         pixels: uint8 `[28, 28]`.
@@ -65,14 +65,14 @@ def drawn_digit(picture: str) -> Tensor:
 
 
 def titled(title: str, name: str) -> gr.HTML:
-    """A place for HTML with a title above, which moves below its neighbour on small screens."""
+    """A titled place for HTML, in a column that moves below its neighbour on small screens."""
     with gr.Column(min_width=300):
         gr.Markdown(f"#### {title}")
         return gr.HTML(elem_id=name)
 
 
 def only_told(sentence: str) -> list[Any]:
-    """A sentence, and everything else on the page as it was."""
+    """Outputs that change the page's sentence only."""
     return [gr.skip(), gr.skip(), gr.skip(), sentence, gr.skip(), gr.skip(), gr.skip()]
 
 
@@ -89,7 +89,7 @@ class Page:
         self.networks, self.names, self.digits = networks, class_names, digits
 
     def solve(self, pixels: Tensor, network: str, name: str, steps: float, exponent: float) -> tuple[Seen, str, str]:
-        """The digit's way through a network, the table of probabilities, and what is to be said."""
+        """The digit's states over t, the table of probabilities, and the verdict."""
         subject = self.networks[network]
         parts = subject.parts
         solver = parts.block.solver if name == AS_TRAINED else computing.solver_of(name, int(steps), exponent)
@@ -121,7 +121,7 @@ class Page:
         return [seen, figures.digit(pixels), table, told, *self.at_time(seen, t)]
 
     def failing_softly(self, function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-        """The same function, whose errors become a sentence on the page, which stays as it was."""
+        """The same function, but with errors shown as a sentence on the page, which otherwise stays as it was."""
 
         @wraps(function)
         def call(*args: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from html import escape
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
+from odenet_lightning.data.picture_files import FORMATS
 from odenet_lightning.demo.computing import Answer
 from odenet_lightning.solvers import Solver, SolverError
 
@@ -18,7 +19,7 @@ NONE_CHANGED = "An accurate solver reads all of the sample's digits here as this
 
 
 def reading(answer: Answer, names: Sequence[str]) -> str:
-    """The class that is read, and how surely."""
+    """The predicted class and its probability."""
     share, index = answer.probabilities.max(0)
     return f"**{names[int(index)]}** ({float(share):.1%})"
 
@@ -29,13 +30,13 @@ def often(count: int) -> str:
 
 
 def verdict(solver: Solver, own: Answer, accurate: Solver, exact: Answer, names: Sequence[str]) -> str:
-    """What a solver reads, beside what an accurate one reads.
+    """The prediction under the chosen solver, compared with that under an accurate one.
 
     Args:
         solver: the chosen one.
-        own: what it makes of the digit.
+        own: its answer.
         accurate: the accurate one.
-        exact: what that makes of it.
+        exact: its answer.
         names: of the classes.
     """
     steps = f"takes {len(own.steps)} step{'' if len(own.steps) == 1 else 's'} and " if own.steps else ""
@@ -58,7 +59,7 @@ def explained(error: Exception) -> str:
     if isinstance(error, SolverError):
         return f"**The equation could not be solved**: {told}."
     if isinstance(error, UnidentifiedImageError):
-        told = "it is neither a PNG nor a JPEG"
+        told = f"it is not a picture in one of the formats {', '.join(FORMATS)}"
     return f"**This picture cannot be used**: {told}."
 
 

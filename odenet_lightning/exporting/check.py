@@ -1,4 +1,4 @@
-"""Is it the same network? A file's logits beside PyTorch's."""
+"""Check that an exported file gives the network's predictions and logits."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from odenet_lightning.exporting.formats import ExportError, Run
 from odenet_lightning.exporting.graph import FromPixels
 from odenet_lightning.models import Classifier
 
-LARGEST_DIFFERENCE = 1e-5  # of a logit, in units of the largest logit
+LARGEST_DIFFERENCE = 1e-5  # of a logit, relative to the largest logit
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Agreement:
 
 @torch.no_grad()
 def compare(net: Classifier, run: Run, pixels: Tensor) -> Agreement:
-    """Classify images by both.
+    """Compare the predictions and logits of the network and of the file.
 
     Args:
         net: the network, in evaluation mode.

@@ -1,4 +1,4 @@
-"""The solver in fixed steps that can stand for one whose steps depend on the images."""
+"""A fixed-step solver to use instead of one whose steps depend on the images."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from odenet_lightning.exporting.graph import FromPixels
 from odenet_lightning.models import Classifier
 from odenet_lightning.solvers import RK4, SolverError, TorchDiffEq
 
-STEPS = (1, 2, 4, 8)  # the largest is named where all change too many predictions
+STEPS = (1, 2, 4, 8)  # the last is suggested if all change too many predictions
 CHUNK = 250  # images solved together
 IMAGES = 1_000  # that the solvers are compared on, at random
 
 
 @dataclass(frozen=True)
 class FixedInstead:
-    """A solver in fixed steps, and what it changes.
+    """A fixed-step solver, and what it changes.
 
     Attributes:
         solver: the solver.
@@ -46,11 +46,11 @@ def predicted(net: Classifier, pixels: Tensor) -> Tensor:
 
 
 def fixed_instead(net: Classifier, pixels: Tensor, labels: Tensor) -> FixedInstead:
-    """The cheapest `RK4` that changes next to no prediction.
+    """The `RK4` with the fewest steps that changes as few predictions as an ODE may (see `certificate`).
 
     Args:
         net: the network, in evaluation mode.
-        pixels: images, uint8 `[N, H, W]` or `[N, C, H, W]`, of which some are used.
+        pixels: images, uint8 `[N, H, W]` or `[N, C, H, W]`; at most 1,000 of them are used.
         labels: `[N]`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The files: a traced network as bytes, and those bytes run again by what will run them elsewhere."""
+"""File formats: a traced network as bytes, and a runtime for those bytes, to check them."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def as_program(program: ExportedProgram, notes: dict[str, str]) -> bytes:
 
 
 def run_program(content: bytes) -> Run:
-    """Run such a file."""
+    """Run the bytes of a .pt2 file."""
     module: Any = torch.export.load(io.BytesIO(content)).module()
     return lambda pixels: module(pixels)
 
@@ -35,14 +35,14 @@ def as_onnx(program: ExportedProgram, notes: dict[str, str]) -> bytes:
     """An ONNX model, with the notes as its metadata.
 
     Raises:
-        ExportError: the packages that it takes are not installed.
+        ExportError: the packages that it needs are not installed.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ExportError(
             f"ONNX needs {', '.join(missing)}: pip install 'odenet_lightning[export]' (a .pt2 file needs nothing more)"
         )
-    with warnings.catch_warnings():  # its deprecations are its own to mend
+    with warnings.catch_warnings():  # deprecations within the exporter
         warnings.simplefilter("ignore")
         made = torch.onnx.export(program, input_names=["pixels"], output_names=["logits"], dynamo=True, verbose=False)
     assert made is not None
@@ -51,7 +51,7 @@ def as_onnx(program: ExportedProgram, notes: dict[str, str]) -> bytes:
 
 
 def run_onnx(content: bytes) -> Run:
-    """Run such a model by ONNX Runtime on the CPU."""
+    """Run the bytes of an ONNX model in ONNX Runtime on the CPU."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -23,11 +23,11 @@ class FromPixels(nn.Module):
 def traced(net: Classifier, image_shape: tuple[int, int, int]) -> ExportedProgram:
     """The network as a graph of PyTorch's operators, from pixels to logits, for any batch size.
 
-    Not for solvers that choose their steps by the state: a graph has a fixed number of them. The kernel in C steps
-    aside while a network is traced.
+    Not for solvers that choose their steps by the state: a graph has a fixed number of them. PyTorch's operators take
+    the place of the C kernel while a network is traced.
 
     Args:
-        net: in evaluation mode, on the CPU, all its solvers in fixed steps.
+        net: the network, in evaluation mode, on the CPU, with fixed-step solvers only.
         image_shape: C, H and W of its images.
     """
     channels, *size = image_shape
@@ -35,5 +35,5 @@ def traced(net: Classifier, image_shape: tuple[int, int, int]) -> ExportedProgra
     with torch.no_grad():
         program = torch.export.export(FromPixels(net), (example,), dynamic_shapes={"pixels": {0: Dim("batch")}})
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names this machine's folders
+        node.meta.pop("stack_trace", None)  # contains paths of this machine
     return program

@@ -100,7 +100,7 @@ class _Backwards:
         return [part.view_as(t) for part, t in zip(z.split([t.numel() for t in like]), like, strict=True)]
 
     def norm(self, like: Sequence[Tensor]) -> Norm:
-        """The largest of the parts' norms, as in torchdiffeq, so that no part hides in another's size."""
+        """The largest of the parts' norms, as in torchdiffeq, so that a small part's error counts, too."""
         counted = 2 if self.settings.seminorm else len(like)
 
         def largest(z: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class _Backwards:
         return largest
 
     def dynamics(self, params: Sequence[Tensor], like: Sequence[Tensor], used: set[int]) -> VectorField:
-        """dz/dt = (f, -a df/dy, -a df/dtheta); `used` collects the places of the parameters that have a part in f."""
+        """dz/dt = (f, -a df/dy, -a df/dtheta); `used` collects the indices of the parameters that f depends on."""
         buffers = buffers_of(self.field.field)
         wanted = [p for p in params if p.requires_grad]
 
@@ -127,7 +127,7 @@ class _Backwards:
         return augmented
 
     def compare(self, recomputed: Tensor, y0: Tensor, y1: Tensor) -> None:
-        """Keep how far the recomputed state is from y0, and warn where the gradient cannot be right."""
+        """Note how far the recomputed state is from y0, and warn where the gradient cannot be right."""
         off = float(rms_norm(recomputed - y0) / torch.maximum(rms_norm(y0), rms_norm(y1)).clamp_min(1e-30))
         self.field.stats.y0_error = off
         if off > MOST_Y0_ERROR:
@@ -140,12 +140,12 @@ class _Backwards:
     def gradients(
         self, y0: Tensor, y1: Tensor, cotangent: Tensor, params: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """dL/dy0 and dL/dparams; None for a parameter without a part in f or that wants none."""
+        """dL/dy0 and dL/dparams; None for a parameter that f does not depend on or that requires no gradient."""
         if isinstance(self.solver, AdaptiveRungeKutta) and self.solver.solves_each(y1):
             return self.gradients_of_each(self.solver, y0, y1, cotangent, params)
         scale = size_of(cotangent) if self.settings.normalise else torch.ones_like(cotangent.sum())
         wanted = [p for p in params if p.requires_grad]
-        if not scale.isfinite():  # a loss scale that overflows is made smaller by whoever finds NaN
+        if not scale.isfinite():  # a loss scale that overflows: the gradient scaler finds NaN and lowers it
             return cotangent * torch.nan, [p * torch.nan if p.requires_grad else None for p in params]
         parts = [y1, cotangent / scale, *(torch.zeros_like(p) for p in wanted)]
         z1 = torch.cat([part.reshape(-1) for part in parts]).to(y1.dtype)
@@ -160,7 +160,7 @@ class _Backwards:
     def gradients_of_each(
         self, solver: AdaptiveRungeKutta, y0: Tensor, y1: Tensor, cotangent: Tensor, params: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """`gradients` by a second solve of each image by itself."""
+        """`gradients`, with each image solved backwards by itself."""
         sizes = torch.vmap(size_of)(cotangent) if self.settings.normalise else cotangent.new_ones(len(y1))
         scale = sizes.view(-1, *[1] * (y1.dim() - 1))
         if not scale.isfinite().all():

@@ -1,4 +1,4 @@
-"""The adjoint's second solve where each image is solved by itself, and the integral that all images share."""
+"""The adjoint's backward solve with each image solved by itself, and dL/dtheta, the integral that all images share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ class EachAdjoint:
     method makes of the integral as one more state, at one further evaluation for each of its stages with b_i not 0.
 
     Attributes:
-        solver: of the second solve.
+        solver: the backward solve's.
         f: the field.
-        params: to differentiate by.
+        params: the parameters to differentiate with respect to.
         scale: what an image's cotangent was divided by, `[B, 1, ...]`.
-        totals: dL/dparams so far; None for a parameter without a part in f or that wants none.
+        totals: dL/dparams so far; None for a parameter that f does not depend on or that requires no gradient.
     """
 
     solver: AdaptiveRungeKutta
     f: Recomputation
     params: Sequence[Tensor]
     scale: Tensor
-    of_each_image = True  # as f is, which the first solve has found
+    of_each_image = True  # as the forward solve has checked for f
 
     def __post_init__(self) -> None:
         self.totals: list[Tensor | None] = [None for _ in self.params]
@@ -73,5 +73,5 @@ class EachAdjoint:
 
 
 def larger_part(z: Tensor) -> Tensor:
-    """The larger of the norms of an image's y and a, so that neither hides in the other's size."""
+    """The larger of the norms of an image's y and a, so that the smaller one's error counts, too."""
     return torch.stack([rms_norm(part) for part in z]).max()

@@ -36,7 +36,7 @@ class Gradient(Settings, ABC):
 
 @contextmanager
 def refusing_transforms(method: str) -> Iterator[None]:
-    """Turn torch's words on a custom backward pass under `torch.func` or forward mode into what to use instead.
+    """Replace torch's errors on custom backward passes under `torch.func` or forward mode by one that says what to do.
 
     Raises:
         GradientError: a transform was met.
@@ -67,7 +67,7 @@ def refuse_second_derivatives(method: str) -> None:
 def vector_jacobian(
     output: Tensor, y: Tensor, params: Sequence[Tensor], cotangent: Tensor
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """The cotangent's products with d output/dy and d output/dparams; None for parameters without a part in it.
+    """The cotangent's products with d output/dy and d output/dparams; None for parameters it does not depend on.
 
     Raises:
         GradientError: the output depends on tensors that were computed before the evaluation.

@@ -38,7 +38,7 @@ def places(steps: int, slots: int) -> Iterator[int]:
 
 
 class _Hold(torch.autograd.Function):
-    """Saves a state as autograd saves tensors, so that whoever moves or counts those sees it, too."""
+    """Saves a state as autograd saves tensors, so that hooks for saved tensors see it, too."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> Tensor:

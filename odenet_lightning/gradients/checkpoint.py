@@ -26,7 +26,7 @@ from odenet_lightning.gradients.recompute import (
 from odenet_lightning.solvers import FieldError, Problem, Solution, Solver, Step, VectorField
 from odenet_lightning.solvers.evaluation import name_of
 
-# how far those may differ, relative to the state: rounding of other kernels, in 16 bits under autocast
+# how far a recomputed step may differ, relative to the state: rounding of other kernels, in 16 bits under autocast
 AGREEMENT, AUTOCAST_AGREEMENT = 1e-3, 1e-1
 
 
@@ -148,7 +148,7 @@ class _Replay(torch.autograd.Function):
         (solution,) = solved  # in a list, or its state would count as an input
         ctx.solver, ctx.field, ctx.taken = solver, field, taken
         taken.end(solution.y)
-        # the parameters are saved to be told if they were changed in place in between
+        # saved, so that autograd reports parameters that are changed in place before the backward pass
         ctx.save_for_backward(y0, *params)
         # a tensor of its own: a later layer may change it in place
         return solution.y.clone() if solution.y is y0 else solution.y
@@ -199,7 +199,8 @@ def refuse_other_steps(field: Recomputation, deviations: Sequence[Tensor]) -> No
         FieldError: a step differs when recomputed.
     """
     largest = float(torch.stack(list(deviations)).max()) if deviations else 0.0
-    if largest > (AUTOCAST_AGREEMENT if field.autocast else AGREEMENT):  # NaN is the loss's business
+    # NaN passes: the loss is checked for it
+    if largest > (AUTOCAST_AGREEMENT if field.autocast else AGREEMENT):
         raise FieldError(
             f"{name_of(field)} gave other values when Checkpoint evaluated it again (a step's end is off by "
             f"{largest:.1%}), so it depends on something beside t, y, its parameters, buffers and torch's random "

@@ -1,8 +1,8 @@
-"""The field as the forward pass saw it, to be evaluated alike in the backward pass.
+"""The field as the forward pass saw it, to be evaluated again in the backward pass.
 
-`Checkpoint` and `Adjoint` evaluate the field again. All else that it depends on besides t, y and its parameters must
-then be the same: the tensors that replaced its parameters, its buffers, random numbers and autocast. Tensors that are
-not among its parameters cannot be found from the field, and are refused.
+`Checkpoint`, `Reversible` and `Adjoint` do so. All that the field depends on besides t, y and its parameters must then
+be the same: the tensors that replaced its parameters, its buffers, random numbers and autocast. Tensors that are not
+among its parameters cannot be found from the field, and are refused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -175,7 +175,7 @@ class Recomputation:
 
 
 def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Tensor]) -> None:
-    """Refuse a field that reaches a tensor which wants a gradient and is no parameter of it.
+    """Refuse a field that depends on a tensor which requires a gradient and is not among its parameters.
 
     Raises:
         FieldError: `tensor` is the one that would have got no gradient.
@@ -194,7 +194,7 @@ def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Te
 
 
 class UnknownTensorError(FieldError):
-    """A field depends on a tensor that wants a gradient and is no parameter of it.
+    """A field depends on a tensor that requires a gradient and is not among its parameters.
 
     Attributes:
         tensor: that tensor.
@@ -211,7 +211,7 @@ class UnknownTensorError(FieldError):
 
 
 def refuse_unknown_inputs(field: VectorField, t: float, y0: Tensor) -> None:
-    """`refuse_unknown_leaves` for a field none of whose parameters, nor y0, wants a gradient, by one evaluation.
+    """`refuse_unknown_leaves` where neither y0 nor a parameter requires a gradient, by one evaluation.
 
     No backward pass would run, so nothing else would notice.
     """

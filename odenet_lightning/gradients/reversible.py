@@ -42,8 +42,8 @@ class Reversible(Gradient):
     draws some, or has some, they are kept with each step. `SolveStats.backward.y0_error` is the relative error of the
     recomputed y0; above 0.1 % the gradient is refused.
 
-    Not with another solver, nor for fields that contract strongly, for higher derivatives or `torch.func`. Where
-    memory allows, `Checkpoint` with Phi as the solver is as exact, and stable, in half the evaluations.
+    Not for another solver, for fields that contract strongly, for higher derivatives or `torch.func`. Where memory
+    allows, `Checkpoint` with Phi as the solver is as exact, and stable, with half the evaluations.
 
     Source: McCallum and Foster 2024 (arXiv:2410.11648).
     """
@@ -110,7 +110,7 @@ class _Undo(torch.autograd.Function):
             return (*[None] * 3, by_y, *[None] * len(saved))
         y, z = (kept.state for kept in ctx.pair)
         if not graph_is_kept():
-            ctx.pair = None  # they make room for the earlier states
+            ctx.pair = None  # frees their memory for the earlier states
         params = field.tensors(saved)
         totals: list[Tensor | None] = [None] * len(params)
         now = Surroundings.of(field, by_y)
@@ -145,7 +145,8 @@ def refuse_lost_start(
     """
     size = torch.maximum(rms_norm(start), rms_norm(end)).clamp_min(torch.finfo(start.dtype).tiny)
     field.stats.y0_error = float(torch.stack([rms_norm(sample(x) - start) for x in found]).max() / size)
-    if field.stats.y0_error > (AUTOCAST_AGREEMENT if field.autocast else AGREEMENT):  # NaN is the loss's business
+    # NaN passes: the loss is checked for it
+    if field.stats.y0_error > (AUTOCAST_AGREEMENT if field.autocast else AGREEMENT):
         raise GradientError(
             f"Reversible recomputed y0 with a relative error of {field.stats.y0_error:.2g}, so its gradient cannot be "
             f"trusted: either {field.__qualname__} contracts too strongly for so many steps to be undone (a coupling "

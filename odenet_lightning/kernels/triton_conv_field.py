@@ -3,7 +3,7 @@
 Not run on a GPU yet: `ODENET_KERNELS=triton` opts in. With `TRITON_INTERPRET=1` it runs on the CPU, for tests.
 """
 
-# Triton compiles a language of its own
+# in a jitted function, names have Triton's types
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from odenet_lightning.kernels.conv_field import EVALUATION, differentiable
 
-MOST_VALUES = 16_384  # of an image, rounded up to powers of two: they are held in registers
+MOST_VALUES = 16_384  # per image, channels and pixels rounded up to powers of two: they are held in registers
 WARPS = 8
 
 
@@ -26,7 +26,7 @@ def channel_row(x, c, places, inside, SIZE: tl.constexpr):  # noqa: ANN001, ANN2
 
 @triton.jit
 def moved(places, tap: tl.constexpr, H: tl.constexpr, W: tl.constexpr, back: tl.constexpr):  # noqa: ANN001, ANN201
-    """Where a tap of the 3 x 3 kernel reads, or, going back, from where it is read; and whether that is inside."""
+    """The places that a tap of the 3 x 3 kernel reads (with `back`, that read through it), and which are inside."""
     row = places // W + (1 - tap // 3 if back else tap // 3 - 1)
     column = places % W + (1 - tap % 3 if back else tap % 3 - 1)
     inside = (row >= 0) & (row < H) & (column >= 0) & (column < W) & (places < H * W)

@@ -1,4 +1,4 @@
-"""The state z = (y, e): a solver's own state with one more number per image beside it."""
+"""The augmented state z = (y, e): y and one more number per image, in which a regularizer accumulates its value."""
 
 import torch
 from torch import Tensor

@@ -31,7 +31,7 @@ class Regularizer(Settings, ABC):
         """Solve the problem so that gradients flow back through the solution's `y` and the value, a scalar.
 
         Raises:
-            GradientError: the value cannot be had from this solver, field or gradient method.
+            GradientError: the value cannot be computed with this solver, field or gradient method.
         """
 
 
@@ -56,7 +56,7 @@ def regularized(net: nn.Module, regularizer: Regularizer) -> Iterator[list[Tenso
 
 
 class _Regularized(Gradient):
-    """A gradient method that solves with a regularizer and notes its values."""
+    """A gradient method that solves with a regularizer and collects its values."""
 
     def __init__(self, gradient: Gradient, regularizer: Regularizer, values: list[Tensor]) -> None:
         self.gradient, self.regularizer, self.values = gradient, regularizer, values

@@ -74,7 +74,7 @@ class _Integral(Weighted):
         """See `Regularizer.solve`."""
         self.refuse_per_sample(solver)
         y0 = problem.y0
-        if torch.is_grad_enabled() and not y0.requires_grad:  # for the derivative by y
+        if torch.is_grad_enabled() and not y0.requires_grad:  # for the derivative with respect to y
             y0 = y0.detach().requires_grad_()
         augmented = replace(
             problem,
@@ -112,9 +112,9 @@ class Jacobian(_Integral):
     """Size of the field's Jacobian along the path: integral over t of |df/dy|_F^2 / N, estimated.
 
     Hutchinson's estimate, |v^T df/dy|^2 for a v of N standard normal numbers per image, unbiased; v is drawn once per
-    solve, since noise within a solve would leave no function of t and y. Neighbouring paths stay parallel. Exact for
-    that v under `Backprop` and `Checkpoint`; under `Adjoint` to its tolerance. With a relu in the field df/dy jumps,
-    and the gradient leaves out what moving a jump would change.
+    solve, since a new v at each evaluation would make de/dt no function of t and y. A small Jacobian keeps
+    neighbouring paths parallel. Exact for that v under `Backprop` and `Checkpoint`; under `Adjoint` to its tolerance.
+    With a relu in the field df/dy jumps, and the gradient leaves out what moving a jump would change.
 
     Not when training time matters: each derivative is differentiated again, which takes a training step two to four
     times as long as with `Kinetic`. A field run by torch.compile is refused, as that has no second derivatives.

@@ -14,9 +14,9 @@ from odenet_lightning.solvers.settings import check_positive_number
 class RandomEnd(Regularizer):
     """STEER: in training, each solve ends at a t1 drawn evenly from (1 - width, 1 + width) instead of at 1.
 
-    Dynamics that change fast near the end no longer pay. Adds nothing to the loss; `reg/end` is the end drawn. For any
-    solver and gradient method. A field that depends on t is met at t > 1, too. Several processes may draw different
-    ends. Not with a few fixed steps, which a longer interval only makes larger.
+    This discourages dynamics that change fast near the end. Adds nothing to the loss; `reg/end` is the end drawn. For
+    any solver and gradient method. A field that depends on t is evaluated at t > 1, too. Several processes may draw
+    different ends. Not for a few fixed steps, which a longer interval only makes larger.
 
     Source: Ghosh, Behl, Dupont, Torr, Namboodiri 2020, "STEER: Simple Temporal Regularization For Neural ODEs",
     arXiv:2006.10711.

@@ -1,4 +1,4 @@
-"""ErrorEstimate and Stiffness: sums over a solver's steps, from what it has computed for them."""
+"""ErrorEstimate and Stiffness: sums over a solver's steps, from the stages that it computes anyway."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,18 +17,18 @@ Quantity = Callable[[AdaptiveRungeKutta, Step, Tensor, Sequence[Tensor]], Tensor
 
 
 class _Summing(Solver):
-    """Solves z = (y, e): y by an adaptive method, whose steps add a quantity of theirs to e."""
+    """Solves z = (y, e): y by an adaptive method, and e as the sum of a quantity over its steps."""
 
     def __init__(self, method: AdaptiveRungeKutta, quantity: Quantity, shape: torch.Size) -> None:
         self.method, self.quantity, self.shape = method, quantity, shape
 
     @property
     def controls_error(self) -> bool:
-        """As the method does."""
+        """As the method, which is adaptive."""
         return True
 
     def integrate(self, problem: Problem) -> Solution:
-        """Solve for y, and add up what its steps give; see `Solver.solve`."""
+        """Solve for y, and sum the quantity over its steps; see `Solver.solve`."""
         y0, e = parts(problem.y0, self.shape)
         sums = [e]
 
@@ -46,7 +46,7 @@ class _Summing(Solver):
         return Solution(joined(solution.y, sums[-1]), solution.stats, solution.steps)
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
-        """Do an accepted step again; see `Solver.replay`."""
+        """Compute an accepted step again; see `Solver.replay`."""
         y, e = parts(step.y, self.shape)
         step = replace(step, y=y)
         y1, ks = self.method.step(field, step.t, step.h, y, with_end=True)
@@ -55,10 +55,10 @@ class _Summing(Solver):
 
 
 class _OfSteps(Weighted):
-    """A sum over the accepted steps of an adaptive solver, from what it has computed for them.
+    """A sum over the accepted steps of an adaptive solver, from the stages that it computes anyway.
 
-    Exact for the discrete solution, step sizes being constants. The sum is one of the solver, not of the ODE: it has no
-    continuous adjoint, and no float64 quadrature to be compared with.
+    Exact for the discrete solution, with step sizes as constants. The sum belongs to the solver, not to the ODE, so it
+    has no continuous adjoint.
     """
 
     def solve(self, gradient: Gradient, solver: Solver, problem: Problem) -> tuple[Solution, Tensor]:
@@ -99,9 +99,10 @@ class ErrorEstimate(_OfSteps):
     """The solver's own estimate of its error: the sum over the accepted steps of |h_j| E_j.
 
     E_j is the error ratio that accepts the step: the root mean square over the batch of error / (atol + rtol max(|y|,
-    |y_new|)). Small where high derivatives of y(t) are, so that steps can be larger. Costs nothing but the derivative.
-    For adaptive methods under `Backprop` and `Checkpoint`. Not for several processes that must equal one: each takes
-    its own steps.
+    |y_new|)). It is small where the high derivatives of y(t) are small, so steps can be larger. Its only cost is the
+    derivative.
+    For adaptive methods under `Backprop` and `Checkpoint`. Not where several processes must give the results of one:
+    each takes its own steps.
 
     Source: Pal, Ma, Shah, Rackauckas 2021, "Opening the Blackbox", arXiv:2105.03918.
 

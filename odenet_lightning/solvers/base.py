@@ -31,7 +31,7 @@ class Solver(Settings, ABC):
         return self.controls_error
 
     def by_sample(self) -> "Solver":
-        """Return a solver that differs in solving each image by itself; itself where it knows no other way."""
+        """Return the same solver, but solving each image by itself; itself where it cannot."""
         return self
 
     def solve(self, problem: Problem) -> Solution:

@@ -10,7 +10,7 @@ from odenet_lightning.solvers.problem import Problem, VectorField
 
 # how far an image's dy/dt may differ, relative to the largest: rounding of other kernels, in 16 bits under autocast
 AGREEMENT, AUTOCAST_AGREEMENT = 1e-3, 1e-1
-_found_sound: "WeakKeyDictionary[Any, set[bool]]" = WeakKeyDictionary()  # in evaluation, in training
+_found_sound: "WeakKeyDictionary[Any, set[bool]]" = WeakKeyDictionary()  # fields, and the values of `training` checked
 
 
 def refuse_shared_time(problem: Problem) -> None:
@@ -39,12 +39,12 @@ def refuse_shared_time(problem: Problem) -> None:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise refusal(field, f"it fails: {str(error).strip().splitlines()[0]}") from error
     if not all(map(torch.equal, random, random_states(y.device))):
-        return  # for `refusing_randomness` to say
+        return  # a random field: `refusing_randomness` reports it
     autocast = torch.is_autocast_enabled(y.device.type)
     off = float((both - alone).abs().max() / alone.abs().max().clamp(min=torch.finfo(y.dtype).tiny))
     if off > (AUTOCAST_AGREEMENT if autocast else AGREEMENT):
         raise refusal(field, f"an image's dy/dt then differs by {off:.1%} from that of the image alone")
-    if off == off:  # else it is NaN, and may be another time
+    if off == off:  # NaN decides nothing: the next solve checks again
         _found_sound.setdefault(field, set()).add(mode)
 
 

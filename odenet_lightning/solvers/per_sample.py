@@ -1,8 +1,8 @@
-"""Steps under error control of each image by itself: a time, a step size, an acceptance and an end of its own.
+"""Adaptive steps of each image by itself: every image has its own time, step size, error control and end.
 
-The controller's numbers are on the host, in float64, one for each image that is not yet at t1: an attempted step
-costs one device-to-host synchronisation, for the images' error ratios, and another where one is not finite. An image at
-t1 leaves the batch; one whose step is rejected tries again beside those that go on.
+The controller's numbers are on the host, in float64, one for each image that is not yet at t1. An attempted step
+costs one device-to-host synchronisation, for the images' error ratios, and another if one is not finite. An image at
+t1 leaves the batch; one whose step is rejected tries again in the next attempt, together with the others.
 
 Source: Lienen and Guennemann, "torchode: A Parallel ODE Solver for PyTorch", 2022, arXiv:2210.12375.
 """
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
-    """Numbers of the images as `[B, 1, ...]`, in the precision and on the device of a state."""
+    """One number per image as `[B, 1, ...]`, in the dtype and on the device of a state."""
     return values.to(like.dtype).to(like.device, non_blocking=True).view(-1, *[1] * (like.dim() - 1))
 
 
 def norm_of_each(norm: Norm) -> Norm:
-    """A norm of one image as a norm of each, `[B, 1, ...]`."""
+    """From the norm of one image, the norms of all images of a batch, `[B, 1, ...]`."""
 
     def of_each(x: Tensor) -> Tensor:
         flat = x.reshape(len(x), -1)
@@ -50,10 +50,11 @@ def norm_of_each(norm: Norm) -> Norm:
 
 
 class PerSampleSolve:
-    """The state of one solve: where each image is, what it has cost, what it would try next.
+    """The state of one solve: each image's time, cost so far and step sizes.
 
     Attributes:
-        images: places in the batch of those still on their way; t and h are theirs, all else is of all images.
+        images: indices in the batch of the images not yet at t1.
+        t: their times; the other tensors have an entry for every image of the batch.
     """
 
     def __init__(self, method: "AdaptiveRungeKutta", problem: Problem) -> None:
@@ -100,7 +101,7 @@ class PerSampleSolve:
                 y, k0 = taken(y, ~arrived), taken(k0, ~arrived)
 
     def attempt(self, step: Step, k0: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Try a step: the new states, the stages, of which a kernel gives the last alone, and the error ratios."""
+        """Try a step: the new states, the stages (a kernel gives the last one only), and the error ratios."""
         method, problem = self.method, self.problem
         self.attempts += 1
         if problem.norm is rms_norm and problem.observe is None:
@@ -135,11 +136,11 @@ class PerSampleSolve:
             raise self.error(y, h, every, f"max_nfe = {problem.max_nfe} evaluations were not enough")
 
     def spent(self, attempts: int) -> int:
-        """Evaluations of an image that has tried so many steps."""
+        """Evaluations of an image after this many attempted steps."""
         return self.begun + attempts * len(self.method.tableau.c)
 
     def refuse_infinite(self, y: Tensor, k0: Tensor, h: Tensor) -> None:
-        """Refuse an image whose step starts with a slope that is NaN or infinite: no smaller one would help."""
+        """Refuse an image whose slope at the start of the step is NaN or infinite: a smaller step would not help."""
         largest = host_values(k0.reshape(len(k0), -1).abs().amax(1))
         if not largest.isfinite().all():
             raise self.error(y, h, ~largest.isfinite(), NOT_FINITE)
@@ -152,7 +153,7 @@ class PerSampleSolve:
         return torch.maximum(wanted, lowest).clamp(max=method.max_factor)
 
     def count(self, h: Tensor, grown: Tensor, accepted: Tensor, arrived: Tensor) -> None:
-        """Note an attempt."""
+        """Update the statistics after an attempted step."""
         whose = self.images[accepted]
         self.smallest[whose] = torch.minimum(self.smallest[whose], h[accepted])
         self.last[whose] = h[accepted]
@@ -162,7 +163,7 @@ class PerSampleSolve:
         self.evaluations[self.images[arrived]] = self.spent(self.attempts)
 
     def keep(self, step: Step, y1: Tensor, ks: list[Tensor], accepted: Tensor) -> None:
-        """Hand on the accepted part of a step to those who want it."""
+        """Pass the step of the accepted images to `Problem.record` and `Problem.observe`."""
         problem = self.problem
         if (problem.record is None and problem.observe is None) or not accepted.any():
             return
@@ -186,13 +187,13 @@ class PerSampleSolve:
             return torch.where(mask, y1, y), torch.where(mask, k1, k0)
         if not accepted.any():
             return y, k0
-        # a rejected step's NaN would be one in the parameters' gradients: the others' steps are done again without it
+        # through torch.where, a rejected image's NaN would reach the parameters' gradients: repeat the step without it
         rows, right = torch.nonzero(accepted).flatten().to(y.device), part(step, accepted)
         y1, ks = self.method.step(self.problem.field, right.t, right.h, right.y, taken(k0, accepted), with_end=True)
         return y.index_copy(0, rows, y1), k0.index_copy(0, rows, ks[-1])
 
     def together(self) -> Tensor:
-        """The states at t1 in the batch's order."""
+        """The states at t1, in the order of the batch."""
         images, states = zip(*self.ended, strict=True)
         if len(states) == 1:
             return states[0].clone()  # a kernel keeps it, and a later layer may change it
@@ -214,7 +215,7 @@ class PerSampleSolve:
         )
 
     def error(self, y: Tensor, h: Tensor, which: Tensor, what: str) -> SolverError:
-        """About the first of the images that are meant."""
+        """The error for the first of the given images."""
         row, method = int(torch.nonzero(which)[0]), self.method
         name = f"{type(method).__name__} at image {int(self.images[row])} of the batch"
         at = (float(self.t[row]), float(h[row]))
@@ -222,12 +223,12 @@ class PerSampleSolve:
 
 
 def taken(x: Tensor, which: Tensor) -> Tensor:
-    """The rows of those images that are meant, by a mask on the host; itself where all are."""
+    """The rows that a mask on the host selects; x itself if these are all."""
     return x if which.all() else x[torch.nonzero(which).flatten().to(x.device, non_blocking=True)]
 
 
 def part(step: Step, which: Tensor) -> Step:
-    """A step of some of its images."""
+    """The step of the images that a mask selects."""
     assert isinstance(step.t, Tensor)
     assert isinstance(step.h, Tensor)
     return Step(taken(step.t, which), taken(step.h, which), taken(step.y, which))

@@ -32,8 +32,8 @@ class Reversible(Solver):
     23,000 at 0.99. So a smaller c makes the solve more stable and its reversal less. No c suits a flow that contracts
     by several powers of ten.
 
-    Not but for its own gradient: Phi alone is as accurate in half the evaluations. `Checkpoint` computes the solve
-    again as a whole.
+    Not for other gradients than `gradients.Reversible`: Phi alone is as accurate with half the evaluations, and
+    `Checkpoint` recomputes the whole solve as one step.
     """
 
     def __init__(self, method: RungeKutta, coupling: float = 0.999) -> None:
@@ -51,7 +51,7 @@ class Reversible(Solver):
 
     @property
     def controls_error(self) -> bool:
-        """As the method does."""
+        """Whether the method does."""
         return self.method.controls_error
 
     @property
@@ -66,14 +66,14 @@ class Reversible(Solver):
         return Reversible(method, self.coupling)
 
     def integrate(self, problem: Problem) -> Solution:
-        """Give the pair's y; see `Solver.solve`. A recorded solve is one step, replayed whole."""
+        """Return the pair's y; see `Solver.solve`. To `Problem.record` the whole solve is one step."""
         t0, t1 = problem.t0, problem.t1
         steps = [] if problem.record is None else [problem.record(Step(t0, t1 - t0, problem.y0))]
         pair = self.couple(replace(problem, record=None))
         return Solution(pair.y[0], pair.stats, steps)
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
-        """Solve over the step's interval again, differentiably."""
+        """Repeat the solve over the step's interval; see `Solver.replay`."""
         t, end = float(step.t), float(step.t + step.fraction * step.h)
         return self.integrate(Problem(field, step.y, t, end)).y
 
@@ -85,7 +85,7 @@ class Reversible(Solver):
         return self.checked(problem, self.couple)
 
     def couple(self, problem: Problem) -> Solution:
-        """See `solve_pair`, of a problem that is sound and not empty."""
+        """`solve_pair` of a problem that has been checked."""
         if isinstance(self.method, AdaptiveRungeKutta) and self.controls_error:
             return _ControlledSolve(self.method, self.coupling, problem).run()
         steps = self.method.steps_over(problem.t1 - problem.t0)
@@ -113,7 +113,7 @@ class Reversible(Solver):
         return Solution(torch.stack((y, z)), SolveStats(evaluations, steps, 0, abs(h), abs(h)), taken)
 
     def states_at(self, problem: Problem, times: Sequence[float]) -> list[Tensor]:
-        """Dense output by Phi's; where a step begins it is off by (1 - c) (z - y), within the method's error."""
+        """Phi's dense output; at the start of a step it is off by (1 - c) (z - y), within the method's error."""
         taken = self.solve_pair(problem).steps
         others = [problem.y0, *(step.y for step in taken[1::2])]
         forward = [replace(step, context=y) for step, y in zip(taken[::2], others, strict=True)]
@@ -152,7 +152,7 @@ class _ControlledSolve(AdaptiveSolve):
             h = grown
 
     def follow(self, h: float, y: Tensor) -> Tensor:
-        """Bring z to the end of the step, where y is; f of it."""
+        """Advance z to the end of the step, where y is already; return f there."""
         cost = len(self.method.tableau.c) + 1
         if self.evaluations + cost > self.problem.max_nfe:
             raise self.error(h, f"max_nfe = {self.problem.max_nfe} evaluations were not enough")

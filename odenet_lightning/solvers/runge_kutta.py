@@ -108,7 +108,7 @@ class RungeKutta(Solver):
         return self.step(field, t, h, y)[0] if fused is None else fused.y1
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
-        """Do an accepted step again; inside the step, by the method's dense output."""
+        """Compute an accepted step again; inside the step, by the method's dense output."""
         t, h, y = step.t, step.h, step.y
         if not isinstance(step.fraction, Tensor) and step.fraction == 1.0:
             return self.advance(field, t, h, y)

@@ -1,6 +1,6 @@
 """Steps under error control with one step size for the whole batch.
 
-An attempted step costs one device-to-host synchronisation, for the error that decides.
+An attempted step costs one device-to-host synchronisation, for the error ratio.
 """
 
 import math
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class AdaptiveSolve:
-    """The state of one adaptive solve: where it is, what it has cost, what it would try next."""
+    """The state of one adaptive solve: its time and state, its cost so far, and its step sizes."""
 
     def __init__(self, method: "AdaptiveRungeKutta", problem: Problem) -> None:
         self.method, self.problem = method, problem
@@ -37,7 +37,7 @@ class AdaptiveSolve:
         """Step until t1 is reached or passed."""
         record = self.problem.record
         k0, h, may_pass_end = self.begin()
-        # they are for the state within a last step that passes the end, and for whoever observes the steps
+        # stages are needed to interpolate within a last step that passes t1, and by `Problem.observe`
         self.needs_no_stages = not may_pass_end and self.problem.observe is None
         while True:
             h, is_cut = (h, False) if may_pass_end else self.cut(h)
@@ -65,7 +65,7 @@ class AdaptiveSolve:
             self.t, self.y, k0, h = self.t + self.sign * h, y1, ks[-1], grown
 
     def begin(self) -> tuple[Tensor, float, bool]:
-        """f(t0, y0), the first step to try, and whether that was guessed as torchdiffeq does."""
+        """f(t0, y0), the first step to try, and whether steps may pass t1, as in torchdiffeq: where it was guessed."""
         k0 = evaluate(self.problem.field, self.t, self.y)
         self.evaluations += 1
         first = self.problem.warm_step if self.method.first_step == "warm" else self.method.first_step
@@ -82,7 +82,7 @@ class AdaptiveSolve:
         return self.sign * (self.t1 - self.t)
 
     def cut(self, h: float) -> tuple[float, bool]:
-        """End the step at t1 where it would pass it, or stop a hair short of it."""
+        """Have a step end at t1 that would pass it or nearly reach it; its size, and whether it was changed so."""
         left = self.span_left()
         return (left, left < self.span) if 1.01 * h >= left else (h, False)
 
@@ -103,7 +103,7 @@ class AdaptiveSolve:
         return y1, ks, ratio
 
     def take(self, h: float, k0: Tensor) -> tuple[Tensor, list[Tensor], float]:
-        """The step itself; where a kernel takes it, the last one of its stages is all that is known of them."""
+        """Take the step: the new state, its stages (a kernel gives the last one only) and the error ratio."""
         method, problem = self.method, self.problem
         if self.needs_no_stages and problem.norm is rms_norm:
             tolerance = (method.rtol, method.atol)
@@ -114,7 +114,7 @@ class AdaptiveSolve:
         return y1, ks, host_value(method.error_ratio(self.y, y1, ks, h, problem.norm))
 
     def stats(self) -> SolveStats:
-        """The cost of a solve that is done."""
+        """The cost of the finished solve."""
         return SolveStats(
             self.evaluations, len(self.sizes), self.rejected, min(self.sizes), self.sizes[-1], self.next_step
         )
