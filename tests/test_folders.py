@@ -257,6 +257,11 @@ def without_train(root: Path) -> None:
     as_parts(root, "val", "test")
 
 
+def other_names(root: Path) -> None:
+    as_parts(root, "train", "test")
+    save(root / "valid" / "cat" / "0.png")
+
+
 def only_in_test(root: Path) -> None:
     as_parts(root, "train")
     save(root / "test" / "cow" / "0.png")
@@ -282,6 +287,10 @@ def not_text(root: Path) -> None:
         (one_class, "has only the class 'cat': give every class a folder of its name, and at least two"),
         (no_class, "has no folders: give every class a folder"),
         (no_root, r"cannot read the folder .*pets \(No such file or directory\): --data.root names"),
+        (
+            other_names,
+            "has a folder train with folders of classes in it, and valid beside it: name the parts train, val",
+        ),
         (without_train, "has no folder train beside test and val"),
         (only_in_test, "test has classes that there is nothing to train on for: cow"),
         (corrupt_test, "none of the 2 pictures of test in .*pets can be read"),
