@@ -52,16 +52,16 @@ class Reversible(Gradient):
         """See `Gradient.solve`.
 
         Raises:
-            GradientError: also for any solver but `Reversible`.
+            GradientError: also for any solver but `Reversible`, where a gradient is wanted.
         """
+        if not torch.is_grad_enabled():
+            return solver.solve(problem)  # any solver, as nothing is undone
         if not isinstance(solver, ReversibleSolver):
             raise GradientError(
                 f"the gradient Reversible undoes the steps of the solver Reversible, and {solver!r} has no such steps: "
                 "use the solver Reversible with a method such as Midpoint, or the gradient Checkpoint"
             )
         field, y0 = problem.field, problem.y0
-        if not torch.is_grad_enabled():
-            return solver.solve(problem)
         params = inputs_of(field)
         recomputed = Recomputation(field, y0)
         taken: list[Step] = []
