@@ -1,6 +1,7 @@
 """One's own pictures and classes, from folders to predictions."""
 
 import csv
+import math
 import os
 import string
 import struct
@@ -17,6 +18,7 @@ from odenet_lightning import ClassifierModule, FolderDataModule
 from odenet_lightning.cli import main
 from odenet_lightning.data import FolderError, folders
 from odenet_lightning.data.class_folders import pictures_in
+from odenet_lightning.data.image_folder import read_digit
 from odenet_lightning.data.picture_files import read_picture
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--pictures.every_n_epochs"]
@@ -197,6 +199,16 @@ def test_bad_pictures_are_named_and_left_out(pets: Path, capsys: pytest.CaptureF
     for name, (_, why) in BAD_FILES.items():
         shown = name.replace("\n", "\\n")
         assert any(line.startswith(f"left out of train: cat/{shown}: ") and why in line for line in told), name
+
+
+@pytest.mark.parametrize("level", [math.nan, math.inf])
+@pytest.mark.parametrize("read", [lambda path: read_picture(path, (1, 9, 12)), read_digit], ids=["class", "digit"])
+def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path, read: Callable[[Path], Tensor], level: float) -> None:
+    levels = torch.zeros(40, 40)
+    levels[10:30, 18:22], levels[0, 0] = 200.0, level
+    Image.fromarray(levels.numpy()).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        read(tmp_path / "a.tif")
 
 
 def test_many_bad_pictures_are_counted(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
