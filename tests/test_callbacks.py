@@ -16,7 +16,9 @@ from odenet_lightning import ClassifierModule, MNISTDataModule, ODENet, ResNet
 from odenet_lightning.callbacks import (
     CoarseStart,
     EpochLines,
+    Evaluation,
     EvaluationCounts,
+    IsODE,
     Pictures,
     TestReport,
     Throughput,
@@ -24,7 +26,7 @@ from odenet_lightning.callbacks import (
 )
 from odenet_lightning.cli import main
 from odenet_lightning.fields import Field
-from odenet_lightning.gradients import Adjoint
+from odenet_lightning.gradients import Adjoint, Checkpoint
 from odenet_lightning.skipping import MAX_SKIPS
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, SolverError
 from odenet_lightning.trainer import is_shown, is_written
@@ -510,3 +512,12 @@ def test_throughput_is_of_all_batches_since_it_was_last_written(
     trainer.fit(ClassifierModule(ResNet(2, 0), schedule="constant"), FewDigits(8))
     # of six batches, and of the last two and the second epoch's first four
     assert written_in(logger, "perf/images_per_second") == pytest.approx([48 / 21, 48 / 25])
+
+
+def test_slots_do_not_hinder_evaluation_of_each_image(tmp_path: Path) -> None:
+    """Which solves each image by itself, as slots cannot, and asks for a gradient."""
+    module = ClassifierModule(ODENet(channels=2, solver=Dopri5(0.1, 0.1), gradient=Checkpoint(slots=2)))
+    is_ode = IsODE(images=8)
+    trainer_in(tmp_path, callbacks=[Evaluation(), is_ode]).test(module, FewDigits(1), verbose=False)
+    assert is_ode.certificate is not None
+    assert module.net.ode_blocks[0].gradient == Checkpoint(slots=2), "as before"

@@ -12,8 +12,9 @@ from odenet_lightning.block import ODEBlock
 from odenet_lightning.certificate import Certificate, accurate_solver, certify
 from odenet_lightning.cli.main import main
 from odenet_lightning.gradients import Adjoint, Backprop, Gradient
+from odenet_lightning.gradients import Reversible as ReversibleGradient
 from odenet_lightning.models import Classifier, Composed, ResNet
-from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Solver
+from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, Reversible, Solver
 
 ANGLE = 1.2
 
@@ -99,6 +100,14 @@ def test_gradient_and_company() -> None:
     found = certify(net, mixed, torch.zeros(32, dtype=torch.long))
     assert found is not None
     assert found.coupling > 1e-4
+
+
+def test_reversible_steps() -> None:
+    net = network(Reversible(Midpoint(num_steps=80)), ReversibleGradient())
+    certificate = certify(net, points(40), torch.zeros(40, dtype=torch.long))
+    assert certificate is not None
+    assert certificate.error_worst < 1e-2
+    assert certificate.gradient_error < 1e-2
 
 
 def test_the_network_is_left_as_it_was() -> None:

@@ -146,6 +146,15 @@ def test_what_cannot_be_written_is_refused(
     assert not list(workdir.iterdir())
 
 
+def test_a_checkpoint_is_not_written_over_itself(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["export", "--ckpt_path", "default", "--path", "last.ckpt"])
+    before = Path("last.ckpt").read_bytes()
+    Path("link.ckpt").symlink_to("last.ckpt")
+    for path in ("last.ckpt", str(workdir / "link.ckpt")):
+        assert "is the checkpoint itself" in fails(["export", "--ckpt_path", "last.ckpt", "--path", path], capsys)
+    assert Path("last.ckpt").read_bytes() == before
+
+
 def test_onnx_without_its_packages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(ExportError, match=r"ONNX needs onnx, onnxscript, onnxruntime: pip install"):

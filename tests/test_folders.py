@@ -1,6 +1,7 @@
 """One's own pictures and classes, from folders to predictions."""
 
 import csv
+import math
 import os
 import string
 import struct
@@ -17,6 +18,7 @@ from odenet_lightning import ClassifierModule, FolderDataModule
 from odenet_lightning.cli import main
 from odenet_lightning.data import FolderError, folders
 from odenet_lightning.data.class_folders import pictures_in
+from odenet_lightning.data.image_folder import read_digit
 from odenet_lightning.data.picture_files import read_picture
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--pictures.every_n_epochs"]
@@ -199,6 +201,16 @@ def test_bad_pictures_are_named_and_left_out(pets: Path, capsys: pytest.CaptureF
         assert any(line.startswith(f"left out of train: cat/{shown}: ") and why in line for line in told), name
 
 
+@pytest.mark.parametrize("level", [math.nan, math.inf])
+@pytest.mark.parametrize("read", [lambda path: read_picture(path, (1, 9, 12)), read_digit], ids=["class", "digit"])
+def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path, read: Callable[[Path], Tensor], level: float) -> None:
+    levels = torch.zeros(40, 40)
+    levels[10:30, 18:22], levels[0, 0] = 200.0, level
+    Image.fromarray(levels.numpy()).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        read(tmp_path / "a.tif")
+
+
 def test_many_bad_pictures_are_counted(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index in range(25):
         (pets / "dog" / f"bad{index}.png").write_text("")
@@ -257,6 +269,11 @@ def without_train(root: Path) -> None:
     as_parts(root, "val", "test")
 
 
+def other_names(root: Path) -> None:
+    as_parts(root, "train", "test")
+    save(root / "valid" / "cat" / "0.png")
+
+
 def only_in_test(root: Path) -> None:
     as_parts(root, "train")
     save(root / "test" / "cow" / "0.png")
@@ -282,6 +299,10 @@ def not_text(root: Path) -> None:
         (one_class, "has only the class 'cat': give every class a folder of its name, and at least two"),
         (no_class, "has no folders: give every class a folder"),
         (no_root, r"cannot read the folder .*pets \(No such file or directory\): --data.root names"),
+        (
+            other_names,
+            "has a folder train with folders of classes in it, and valid beside it: name the parts train, val",
+        ),
         (without_train, "has no folder train beside test and val"),
         (only_in_test, "test has classes that train does not have: cow"),
         (corrupt_test, "none of the 2 pictures of test in .*pets can be read"),

@@ -1,6 +1,8 @@
 """Each image solved by itself: its answer and its cost are those that it has alone."""
 
+import math
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -304,6 +306,44 @@ def test_a_field_that_mixes_images_is_refused_by_name(way: str, count: int) -> N
             Dopri5(per_sample=True).solve(problem)
     if way not in ("batch norm",) or count > 1:
         Midpoint(num_steps=2).solve(problem)  # others may take it
+
+
+def test_a_field_that_starts_as_zero_is_looked_at_again() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.zeros(()))
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return self.gain * (y - y.mean(0))
+
+    field, solver = Centred(), Dopri5(per_sample=True)
+    problem = Problem(field, torch.tensor([[1.0], [2.0], [4.0]]))
+    assert torch.equal(solver.solve(problem).y, problem.y0)
+    nn.init.ones_(field.gain)
+    with pytest.raises(FieldError, match="Centred cannot be evaluated for each image"):
+        solver.solve(problem)
+
+
+class Slotted:
+    __slots__ = ()
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        return -y
+
+
+@dataclass
+class Rate:
+    rate: float = 1.0
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        return -self.rate * y
+
+
+@pytest.mark.parametrize("field", [Slotted(), Rate()], ids=["without weak references", "not hashable"])
+def test_any_object_may_be_a_field(field: Any) -> None:
+    y0 = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    assert relative_error(Dopri5(1e-6, 1e-6, per_sample=True).solve(Problem(field, y0)).y, y0 / math.e) < 1e-5
 
 
 def test_batch_norm_is_taken_in_evaluation_only() -> None:

@@ -54,5 +54,5 @@ def test_rendered_digits_are_recognised(
         shares[kind] = float(right.float().mean())
     with capsys.disabled():
         print(shares)
-    assert shares["plain"] >= 0.95
-    assert min(shares.values()) >= 0.9
+    assert shares["plain"] > 0.949
+    assert min(shares.values()) > 0.899  # in float32

@@ -26,6 +26,7 @@ from odenet_lightning.regularizers import (
     regularized,
 )
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Midpoint, Problem, Solver, SolverError, TorchDiffEq, Tsit5
+from odenet_lightning.solvers import Reversible as ReversibleSolver
 from tests.problems import Decay, Linear, Logistic, Swing, relative_error
 from tests.test_module import FewDigits, sgd, trainer_in
 
@@ -135,6 +136,18 @@ def test_the_steps_are_those_without_a_regularizer(regularizer: Regularizer) -> 
     solution, _ = regularizer.solve(Backprop(), solver, Problem(path.field, path.y0))
     assert solution.stats == plain.stats
     assert relative_error(solution.y, plain.y) < 1e-14
+
+
+WHOLE = [ReversibleSolver(Dopri5(1e-2, 1e-2)), TorchDiffEq("dopri5", 1e-2, 1e-2), TorchDiffEq("bosh3", 1e-2, 1e-2)]
+
+
+@pytest.mark.parametrize("solver", WHOLE, ids=repr)
+def test_a_solve_replayed_whole_takes_the_same_steps(solver: Solver) -> None:
+    """Under the norm that leaves the integral out."""
+    path = linear()
+    (y1, value), (y2, other) = (solved(path, Kinetic(), gradient, solver) for gradient in (Backprop(), Checkpoint()))
+    assert torch.equal(y1, y2)
+    assert relative_error(gradients(path, value + y1.sum()), gradients(path, other + y2.sum())) < 1e-12
 
 
 def test_hutchinsons_estimate_is_unbiased() -> None:

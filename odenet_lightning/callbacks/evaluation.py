@@ -4,6 +4,7 @@ from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from odenet_lightning.callbacks.classifier import classifier
+from odenet_lightning.gradients import Checkpoint, Gradient
 from odenet_lightning.solvers import Solver
 
 
@@ -19,19 +20,21 @@ class Evaluation(Callback):
 
     def __init__(self, per_sample: bool = True) -> None:
         self.per_sample = per_sample
-        self.before: list[Solver] = []
+        self.before: list[tuple[Solver, Gradient]] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" or not self.per_sample:
             return
         blocks = classifier(pl_module).net.ode_blocks
-        self.before = [block.solver for block in blocks]
+        self.before = [(block.solver, block.gradient) for block in blocks]
         for block in blocks:
             block.solver = block.solver.by_sample()
+            if isinstance(block.gradient, Checkpoint):  # the same gradient without slots, which `IsODE` asks for
+                block.gradient = Checkpoint()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for block, solver in zip(classifier(pl_module).net.ode_blocks, self.before, strict=False):
-            block.solver = solver
+        for block, before in zip(classifier(pl_module).net.ode_blocks, self.before, strict=False):
+            block.solver, block.gradient = before
         self.before = []

@@ -1,6 +1,7 @@
 """`export`: a trained network as a program of torch.export, as an ONNX model, or as its weights alone."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -39,12 +40,14 @@ def export(args: list[str]) -> None:
         args: the command's flags.
 
     Raises:
-        UsageError: another kind of file, or a solver that chooses its steps.
+        UsageError: another kind of file, the checkpoint's own, or a solver that chooses its steps.
         ExportError: the file gives other numbers; it is not written.
     """
     parser = parser_of_export()
     given = parser.instantiate_classes(parser.parse_args(args))
     target = Path(given["path"])
+    if target.exists() and os.path.realpath(target) == os.path.realpath(given["ckpt_path"]):
+        raise UsageError(f"{target} is the checkpoint itself, from which no run could be resumed then: name another")
     if target.suffix == ".ckpt":
         WholeCheckpointIO().save_checkpoint(weights_only(load_checkpoint(given["ckpt_path"])), target)
         print(f"written   {described(target)}: weights and settings, for --ckpt_path")

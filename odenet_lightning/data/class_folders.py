@@ -43,14 +43,30 @@ def part_folders(root: Path) -> dict[str, Path]:
     """The folders of `train` and, where they are there, `val` and `test`; root itself for `train` if it has no parts.
 
     Raises:
-        FolderError: root cannot be read, or has parts and no `train`.
+        FolderError: root cannot be read, has parts and no `train`, or has parts and other folders.
     """
     inside = folders_in(root)
     if not inside or not inside.keys() <= set(PARTS):
+        refuse_other_parts(root, inside)
         return {"train": root}
     if "train" not in inside:
         raise FolderError(f"{printable(str(root))} has no folder train beside {' and '.join(inside)}")
     return inside
+
+
+def refuse_other_parts(root: Path, inside: dict[str, Path]) -> None:
+    """Refuse parts by other names (`valid`, `validation`), which would be taken for classes.
+
+    Raises:
+        FolderError: `train` has folders of the same names as one beside it.
+    """
+    classes = folders_in(inside["train"]).keys() if "train" in inside else set[str]()
+    if any(classes & folders_in(folder).keys() for name, folder in inside.items() if name != "train"):
+        others = ", ".join(printable(name) for name in inside if name not in PARTS)
+        raise FolderError(
+            f"{printable(str(root))} has a folder train with folders of classes in it, and {others} beside it: name "
+            "the parts train, val and test, and move what is neither elsewhere"
+        )
 
 
 def class_folders(folder: Path) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from odenet_lightning.data.photo import ink_of
-from odenet_lightning.data.picture_files import opened
+from odenet_lightning.data.picture_files import finite, opened
 
 BOX = 20  # MNIST fits a digit into 20 x 20 pixels ...
 SIZE = 28  # ... and centres its mass in 28 x 28 (LeCun et al. 1998)
@@ -31,7 +31,7 @@ def read_digit(path: Path) -> Tensor:
         if opaque.mode == "1" and min(opaque.size) > 2 * SIZE:  # dithering: blurred dots give back the greys
             opaque = opaque.convert("L").filter(ImageFilter.BoxBlur(max(opaque.size) / 100))
         if opaque.mode.startswith(("I", "F")):
-            grey = V.pil_to_tensor(opaque)[0].to(torch.float32)
+            grey = finite(V.pil_to_tensor(opaque)[0].to(torch.float32))
             grey = grey / grey.max().clamp(min=1.0)
         else:
             grey = V.pil_to_tensor(opaque.convert("L"))[0].to(torch.float32) / 255

@@ -82,12 +82,23 @@ def read_picture(path: Path, image_shape: ImageShape) -> Tensor:
         clear = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
     if upright.mode[0] in "IF":  # 16 bits and more, which `convert` would clip
-        levels = V.pil_to_tensor(upright).float()
+        levels = finite(V.pil_to_tensor(upright).float())
         largest = 65_535 if upright.mode[0] == "I" else float(levels.max().clamp(min=1))
         upright = V.to_pil_image((levels / largest * 255).clamp(0, 255).to(torch.uint8))
     plain = upright.convert("RGB" if channels == 3 else "L")
     pixels = V.pil_to_tensor(plain.resize((width, height), Image.Resampling.BILINEAR))
     return pixels if channels == 3 else pixels[0]
+
+
+def finite(levels: Tensor) -> Tensor:
+    """A picture's levels as they are.
+
+    Raises:
+        ValueError: one is NaN or infinite, as floating-point TIFFs may have them.
+    """
+    if not levels.isfinite().all():
+        raise ValueError("it has pixels that are NaN or infinite")
+    return levels
 
 
 def explain(error: Exception) -> str:

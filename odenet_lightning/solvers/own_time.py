@@ -23,7 +23,7 @@ def refuse_shared_time(problem: Problem) -> None:
     """
     field = problem.field
     mode = bool(getattr(field, "training", False))
-    if getattr(field, "of_each_image", False) or mode in _found_sound.get(field, ()):
+    if getattr(field, "of_each_image", False) or mode in found_sound(field):
         return
     y = problem.y0.detach()
     y = torch.cat([y[:1], y[-1:] / 2])
@@ -44,8 +44,18 @@ def refuse_shared_time(problem: Problem) -> None:
     off = float((both - alone).abs().max() / alone.abs().max().clamp(min=torch.finfo(y.dtype).tiny))
     if off > (AUTOCAST_AGREEMENT if autocast else AGREEMENT):
         raise refusal(field, f"an image's dy/dt then differs by {off:.1%} from that of the image alone")
-    if off == off:  # NaN decides nothing: the next solve checks again
-        _found_sound.setdefault(field, set()).add(mode)
+    if off == off and bool(
+        alone.any()
+    ):  # NaN decides nothing, and a field that starts as zero, may mix images another time
+        found_sound(field).add(mode)
+
+
+def found_sound(field: VectorField) -> set[bool]:
+    """In which modes a field was found sound; of one that cannot be remembered, nothing is."""
+    try:
+        return _found_sound.setdefault(field, set())
+    except TypeError:  # not hashable (a dataclass), or without weak references (__slots__)
+        return set()
 
 
 def refusal(field: VectorField, why: str) -> FieldError:

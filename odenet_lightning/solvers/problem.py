@@ -1,7 +1,7 @@
 """The initial value problem, its solution, and the cost of the solve and of its backward pass."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ class BackwardStats:
     Attributes:
         evaluations: evaluations of the field, each with its vector-Jacobian product; per image, as in `SolveStats`.
         y0_error: relative distance between y0 and the state that `Adjoint` and `Reversible` recompute at t0: the rms
-            of their difference over the larger of y0's and y1's rms. The relative error of the gradient is about as
-            large. 0 where nothing is recomputed backwards.
+            of their difference over the larger of y0's and y1's rms. The relative error of the gradient is of that
+            order, and larger where the flow contracts strongly. 0 where nothing is recomputed backwards.
     """
 
     evaluations: float = 0
@@ -88,6 +88,7 @@ class Step:
         fraction: how far into the step the wanted state lies, in (0, 1].
         context: whatever `Problem.record` adds.
         images: places in the batch of those images that take the step; None where all do.
+        settings: of a solve that is replayed whole: norm, warm step and limit; see `whole`.
     """
 
     t: float | Tensor
@@ -96,6 +97,7 @@ class Step:
     fraction: float | Tensor = 1.0
     context: Any = None
     images: Tensor | None = None
+    settings: "Problem | None" = None
 
 
 @dataclass(frozen=True)
@@ -147,3 +149,15 @@ class Problem:
     norm: Norm = rms_norm
     record: Callable[[Step], Step] | None = None
     observe: Callable[[Step, Tensor, Sequence[Tensor]], None] | None = None
+
+
+def whole(problem: Problem) -> Step:
+    """A solve as one step, for a solver that replays it whole: with the settings by which it takes the same steps."""
+    settings = replace(problem, y0=problem.y0.new_empty(0), record=None, observe=None)
+    return Step(problem.t0, problem.t1 - problem.t0, problem.y0, settings=settings)
+
+
+def again(field: VectorField, step: Step) -> Problem:
+    """The problem of such a step, up to its fraction, with another field."""
+    t0, t1 = float(step.t), float(step.t + step.fraction * step.h)
+    return replace(step.settings or Problem(field, step.y), field=field, y0=step.y, t0=t0, t1=t1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from odenet_lightning.solvers.adaptive import AdaptiveRungeKutta
 from odenet_lightning.solvers.base import Solver, step_to
 from odenet_lightning.solvers.evaluation import evaluate
-from odenet_lightning.solvers.problem import Problem, Solution, SolverError, SolveStats, Step, VectorField
+from odenet_lightning.solvers.problem import Problem, Solution, SolverError, SolveStats, Step, VectorField, again, whole
 from odenet_lightning.solvers.runge_kutta import RungeKutta
 from odenet_lightning.solvers.whole_batch import AdaptiveSolve
 
@@ -67,15 +67,13 @@ class Reversible(Solver):
 
     def integrate(self, problem: Problem) -> Solution:
         """Return the pair's y; see `Solver.solve`. To `Problem.record` the whole solve is one step."""
-        t0, t1 = problem.t0, problem.t1
-        steps = [] if problem.record is None else [problem.record(Step(t0, t1 - t0, problem.y0))]
+        steps = [] if problem.record is None else [problem.record(whole(problem))]
         pair = self.couple(replace(problem, record=None))
         return Solution(pair.y[0], pair.stats, steps)
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Repeat the solve over the step's interval; see `Solver.replay`."""
-        t, end = float(step.t), float(step.t + step.fraction * step.h)
-        return self.integrate(Problem(field, step.y, t, end)).y
+        return self.integrate(again(field, step)).y
 
     def solve_pair(self, problem: Problem) -> Solution:
         """See `Solver.solve`; y is the pair (y_N, z_{N-1}), `[2, *y0.shape]`, and the steps are those of Phi in turn.

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from odenet_lightning.solvers.base import Solver, check_order
 from odenet_lightning.solvers.evaluation import evaluate, outside_inference_mode
-from odenet_lightning.solvers.problem import Problem, Solution, SolverError, SolveStats, Step, VectorField, rms_norm
+from odenet_lightning.solvers.problem import (
+    Problem,
+    Solution,
+    SolverError,
+    SolveStats,
+    Step,
+    VectorField,
+    again,
+    rms_norm,
+    whole,
+)
 from odenet_lightning.solvers.settings import check_positive_number
 
 # torchdiffeq's methods without error control: they must be given a step, or they silently take one
@@ -103,7 +113,7 @@ class TorchDiffEq(Solver):
             raise ValueError("scipy computes outside of torch, so its steps have no gradient: use Adjoint")
         if problem.norm is not rms_norm and self.controls_error:
             arguments["options"] = {**self.options, "norm": problem.norm}
-        steps = [] if problem.record is None else [problem.record(Step(t0, t1 - t0, y0))]
+        steps = [] if problem.record is None else [problem.record(whole(problem))]
         counter = self._counting(problem)
         times = torch.tensor([t0, t1], dtype=y0.dtype, device=y0.device)
         with self._explained(counter):
@@ -113,8 +123,7 @@ class TorchDiffEq(Solver):
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Solve over the step's interval again, differentiably."""
-        t, end = float(step.t), float(step.t + step.fraction * step.h)
-        return self.integrate(Problem(field, step.y, t, end)).y
+        return self.integrate(again(field, step)).y
 
     def trajectory(self, problem: Problem, times: Sequence[float]) -> Tensor:
         """States at the given times by torchdiffeq's own interpolation, `[T, *y0.shape]`."""
