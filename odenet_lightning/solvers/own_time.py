@@ -44,9 +44,7 @@ def refuse_shared_time(problem: Problem) -> None:
     off = float((both - alone).abs().max() / alone.abs().max().clamp(min=torch.finfo(y.dtype).tiny))
     if off > (AUTOCAST_AGREEMENT if autocast else AGREEMENT):
         raise refusal(field, f"an image's dy/dt then differs by {off:.1%} from that of the image alone")
-    if off == off and bool(
-        alone.any()
-    ):  # NaN decides nothing, and a field that starts as zero, may mix images another time
+    if off == off and bool(alone.any()):  # NaN and zeros decide nothing
         found_sound(field).add(mode)
 
 
