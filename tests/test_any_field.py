@@ -115,7 +115,9 @@ def off_by(found: list[Tensor | None], truth: list[Tensor | None]) -> float:
     return max(float((one - other).abs().max()) for one, other in pairs) / largest
 
 
-def difference_quotient(traits: set[str], solver: Solver, seed: int, y0: Tensor, uses: int) -> tuple[float, float]:
+def difference_quotient(
+    traits: set[str], solver: Solver, seed: int, y0: Tensor, uses: int, small: float
+) -> tuple[float, float]:
     """The loss's derivative along a direction of the start and all parameters, by differences and by `Backprop`."""
     block = made(traits, solver, Backprop(), seed)
     _, grads = gradient_of(block, y0, uses)
@@ -128,7 +130,7 @@ def difference_quotient(traits: set[str], solver: Solver, seed: int, y0: Tensor,
     slopes = {id(p): d for p, d in zip(params, directions, strict=True)}
     along = float((grads[0] * by_start).sum())  # pyright: ignore
     along += sum(float((p.grad * slopes[id(p)]).sum()) for p in params if p.grad is not None)
-    losses, small = [], 1e-6
+    losses = []
     for sign in (1.0, -1.0):
         with torch.no_grad():
             for p in params:
@@ -168,13 +170,15 @@ def outcome(seed: int) -> str:
         return "refused" if "batch norm" in traits else pytest.fail(f"{case}: {error}")
     if isinstance(gradient, Backprop):
         # a controller's choices count as constants, and the first step of the second use is the first one's
-        expected, along = difference_quotient(traits, solver, seed, y0, uses)
-        assert along == pytest.approx(expected, rel=1e-4, abs=1e-4), case
+        # the larger difference hides a controller's choices, the smaller one a strong curvature
+        tried = (difference_quotient(traits, solver, seed, y0, uses, small) for small in (1e-6, 1e-8))
+        assert any(along == pytest.approx(expected, rel=1e-4, abs=1e-4) for expected, along in tried), case
         return "right"
     truth = gradient_of(made(traits, solver, Backprop(), seed), y0, uses)[1]
     missed = max(cost.backward.y0_error for cost in costs)
     if isinstance(gradient, Checkpoint | ReversibleGradient):
-        assert off_by(found, truth) <= 1e-10 + 1000 * missed, case  # missed: 0 under Checkpoint
+        # missed: 0 under Checkpoint; a batch norm over four images contracts without a limit
+        assert off_by(found, truth) <= (1e-3 if "batch norm" in traits and missed else 1e-10 + 1000 * missed), case
         return "right"
     assert any("misses y0 by more than half" in str(warning.message) for warning in said) == (missed > 0.5), case
     assert missed > 0.5 or off_by(found, truth) <= 3 * slack + 10 * missed, case
