@@ -16,7 +16,7 @@ from odenet_lightning.exporting import FORMATS, ExportError, FromPixels, compare
 from odenet_lightning.exporting.fixed import STEPS, predicted
 from odenet_lightning.models import AugmentedODENet, PyramidODENet
 from odenet_lightning.solvers import RK4, Dopri5, Euler, Heun, Midpoint, TorchDiffEq
-from tests.test_cli import fails
+from tests.helpers import fails
 
 NETS = {
     "post": lambda: ODENet(solver=Midpoint(num_steps=3)),

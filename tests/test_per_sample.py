@@ -325,6 +325,24 @@ def test_a_field_that_starts_as_zero_is_looked_at_again() -> None:
         solver.solve(problem)
 
 
+def test_a_part_that_starts_to_mix_images_in_training_is_found() -> None:
+    class Drawn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.zeros(()))
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return -y + self.gain * y.mean(0)
+
+    field, solver = Drawn(), Dopri5(per_sample=True)
+    problem = Problem(field, torch.tensor([[1.0], [2.0], [4.0]]))
+    for gain in (0, 0, 0, 0, 0, 1, 1):  # the eighth solve is looked at again
+        nn.init.constant_(field.gain, gain)
+        solver.solve(problem)
+    with pytest.raises(FieldError, match="Drawn cannot be evaluated for each image"):
+        solver.solve(problem)
+
+
 class Slotted:
     __slots__ = ()
 

@@ -21,8 +21,12 @@ class CheckpointError(RuntimeError):
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def written_whole(target: Path, remedy: str = "make room, then resume from the last checkpoint") -> Iterator[Path]:
     """A path beside the target to write to, which takes the target's place once it is written.
+
+    Args:
+        target: the file.
+        remedy: what to do when the disk is full.
 
     Raises:
         CheckpointError: it cannot be written; nothing has changed.
@@ -35,9 +39,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     except OSError as e:
         partial.unlink(missing_ok=True)
         kept = "; the earlier one there is whole" if target.is_file() else ""
-        raise CheckpointError(
-            f"cannot write {target} ({e.strerror or e}){kept}: make room, then resume from the last checkpoint"
-        ) from e
+        raise CheckpointError(f"cannot write {target} ({e.strerror or e}){kept}: {remedy}") from e
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

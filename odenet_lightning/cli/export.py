@@ -9,6 +9,7 @@ from torch import Tensor
 
 from odenet_lightning import __version__
 from odenet_lightning.checkpoints import WholeCheckpointIO, load_checkpoint, weights_only
+from odenet_lightning.checkpoints.atomic import written_whole
 from odenet_lightning.cli.app import Parser
 from odenet_lightning.cli.errors import PROGRAM, UsageError
 from odenet_lightning.data import MNISTDataModule, Source
@@ -62,10 +63,8 @@ def export(args: list[str]) -> None:
     make, again = FORMATS[target.suffix]
     content = make(traced(trained.net, trained.image_shape), notes(trained))
     agreement = compare(trained.net, again(content), pixels)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(target)
+    with written_whole(target, "make room, or name another file") as partial:
+        partial.write_bytes(content)
     print(f"network   {type(trained.net).__name__}, {solvers(trained.net)}")
     print(f"checked   on {images}: {found(agreement, labels)}")
     print(f"written   {described(target)}: {notes(trained)['input']}")

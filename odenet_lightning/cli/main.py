@@ -21,7 +21,7 @@ COMMANDS = {
     "demo": "draw a digit in the browser and see what the network makes of it",
     "study": "answer a question about Neural ODEs in rows and a figure",
 }
-FIT = ("fit", "validate", "test", "predict")
+OF_LIGHTNING = ("fit", "validate", "test", "predict")
 
 HELP = f"""usage: {PROGRAM} COMMAND [OPTIONS]
 
@@ -62,8 +62,8 @@ def run_command(given: Sequence[str]) -> None:
         from odenet_lightning.cli.demo import demo
 
         demo(list(given[1:]))
-    elif first in FIT or (first.startswith("-") and set(FIT) & set(given)):
-        line = split(list(given), FIT)
+    elif first in OF_LIGHTNING or (first.startswith("-") and set(OF_LIGHTNING) & set(given)):
+        line = split(list(given), OF_LIGHTNING)
         if line.command != "fit" and line.checkpoint is None and not line.only_asks:
             raise UsageError(f"{line.command} needs a trained network: --ckpt_path FILE (fit prints it at its end)")
         CLI(line, parser_kwargs={"prog": PROGRAM})

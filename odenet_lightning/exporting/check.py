@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odenet_lightning.exporting.fixed import CHUNK
+from odenet_lightning.certificate import CHUNK
 from odenet_lightning.exporting.formats import ExportError, Run
 from odenet_lightning.exporting.graph import FromPixels
 from odenet_lightning.models import Classifier

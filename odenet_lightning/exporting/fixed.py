@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odenet_lightning.certificate import MOST_CHANGED, solved_by
+from odenet_lightning.certificate import CHUNK, hardly_changed, solved_by
 from odenet_lightning.exporting.graph import FromPixels
 from odenet_lightning.models import Classifier
 from odenet_lightning.solvers import RK4, SolverError, TorchDiffEq
 
 STEPS = (1, 2, 4, 8)  # the last is suggested if all change too many predictions
-CHUNK = 250  # images solved together
 IMAGES = 1_000  # that the solvers are compared on, at random
 
 
@@ -68,7 +67,7 @@ def fixed_instead(net: Classifier, pixels: Tensor, labels: Tensor) -> FixedInste
             break
         before, after = (float((digits == labels).double().mean()) for digits in (own, fixed))
         found = FixedInstead(solver, len(labels), before, after, int((own != fixed).sum()))
-        if found.changed <= max(1.0, MOST_CHANGED * len(labels)):
+        if hardly_changed(found.changed, found.images):
             break
     if found is None:
         raise SolverError("max_nfe of the network allows no step of RK4")

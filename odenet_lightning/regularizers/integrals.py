@@ -70,6 +70,9 @@ class _Integral(Weighted):
 
     field: ClassVar[type[_Augmented]]
 
+    def __init__(self, weight: float = 0.1) -> None:
+        super().__init__(weight)
+
     def solve(self, gradient: Gradient, solver: Solver, problem: Problem) -> tuple[Solution, Tensor]:
         """See `Regularizer.solve`."""
         self.refuse_per_sample(solver)
@@ -104,9 +107,6 @@ class Kinetic(_Integral):
     name = "kinetic"
     field = _KineticField
 
-    def __init__(self, weight: float = 0.1) -> None:
-        super().__init__(weight)
-
 
 class Jacobian(_Integral):
     """Size of the field's Jacobian along the path: integral over t of |df/dy|_F^2 / N, estimated.
@@ -127,9 +127,6 @@ class Jacobian(_Integral):
 
     name = "jacobian"
     field = _JacobianField
-
-    def __init__(self, weight: float = 0.1) -> None:
-        super().__init__(weight)
 
     def solve(self, gradient: Gradient, solver: Solver, problem: Problem) -> tuple[Solution, Tensor]:
         """See `Regularizer.solve`."""

@@ -10,20 +10,24 @@ from odenet_lightning.solvers.problem import Problem, VectorField
 
 # how far an image's dy/dt may differ, relative to the largest: rounding of other kernels, in 16 bits under autocast
 AGREEMENT, AUTOCAST_AGREEMENT = 1e-3, 1e-1
-_found_sound: "WeakKeyDictionary[Any, set[bool]]" = WeakKeyDictionary()  # fields, and the values of `training` checked
+_solves: "WeakKeyDictionary[Any, dict[bool, int]]" = WeakKeyDictionary()  # of each field, by its `training`
 
 
 def refuse_shared_time(problem: Problem) -> None:
-    """Refuse a field that mixes images or their times, once for each field; three evaluations of one or two images.
+    """Refuse a field that mixes images or their times; three evaluations of one or two images.
 
+    Looks at a field's solves 1, 2, 4, 8, ...: what mixes may have a weight that starts at zero.
     Compares f of two images at two times, given as `[2, 1, ...]`, with f of each image at its time, a scalar.
 
     Raises:
         FieldError: with the field's name and what to do.
     """
     field = problem.field
-    mode = bool(getattr(field, "training", False))
-    if getattr(field, "of_each_image", False) or mode in found_sound(field):
+    if getattr(field, "of_each_image", False):
+        return
+    solves, mode = solves_of(field), bool(getattr(field, "training", False))
+    solves[mode] = solves.get(mode, 0) + 1
+    if solves[mode].bit_count() > 1:
         return
     y = problem.y0.detach()
     y = torch.cat([y[:1], y[-1:] / 2])
@@ -44,16 +48,16 @@ def refuse_shared_time(problem: Problem) -> None:
     off = float((both - alone).abs().max() / alone.abs().max().clamp(min=torch.finfo(y.dtype).tiny))
     if off > (AUTOCAST_AGREEMENT if autocast else AGREEMENT):
         raise refusal(field, f"an image's dy/dt then differs by {off:.1%} from that of the image alone")
-    if off == off and bool(alone.any()):  # NaN and zeros decide nothing
-        found_sound(field).add(mode)
+    if off != off or not bool(alone.any()):  # NaN and zeros decide nothing: the next solve is looked at, too
+        solves[mode] = 0
 
 
-def found_sound(field: VectorField) -> set[bool]:
-    """In which modes a field was found sound; of one that cannot be remembered, nothing is."""
+def solves_of(field: VectorField) -> dict[bool, int]:
+    """Numbers of solves of a field in evaluation and in training; none of one that cannot be remembered."""
     try:
-        return _found_sound.setdefault(field, set())
+        return _solves.setdefault(field, {})
     except TypeError:  # not hashable (a dataclass), or without weak references (__slots__)
-        return set()
+        return {}
 
 
 def refusal(field: VectorField, why: str) -> FieldError:

@@ -1,6 +1,5 @@
 """Reversible: any explicit Runge-Kutta method in steps that can be undone by algebra."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -132,15 +131,7 @@ class _ControlledSolve(AdaptiveSolve):
         y = self.y
         k0, h, _ = self.begin()
         while True:
-            h, _ = self.cut(h)
-            end, _, ratio = self.attempt(h, k0)
-            grown = h * self.method.step_factor(ratio) if math.isfinite(ratio) else h * self.method.min_factor
-            if not ratio <= 1.0:
-                self.rejected += 1
-                h = grown
-                continue
-            if not self.sizes:
-                self.next_step = min(grown, self.span)
+            h, _, end, _, grown = self.next_accepted(h, k0, may_pass_end=False)
             self.note(self.t, self.sign * h, self.y)
             self.sizes.append(h)
             y = self.coupling * (y - self.y) + end

@@ -40,15 +40,7 @@ class AdaptiveSolve:
         # stages are needed to interpolate within a last step that passes t1, and by `Problem.observe`
         self.needs_no_stages = not may_pass_end and self.problem.observe is None
         while True:
-            h, is_cut = (h, False) if may_pass_end else self.cut(h)
-            y1, ks, ratio = self.attempt(h, k0)
-            grown = h * self.method.step_factor(ratio) if math.isfinite(ratio) else h * self.method.min_factor
-            if not ratio <= 1.0:
-                self.rejected += 1
-                h = grown
-                continue
-            if not self.sizes:
-                self.next_step = min(grown, self.span)
+            h, is_cut, y1, ks, grown = self.next_accepted(h, k0, may_pass_end)
             left = self.span_left()
             fraction = 1.0 if is_cut or left >= h else left / h
             step = Step(self.t, self.sign * h, self.y, fraction)
@@ -76,6 +68,21 @@ class AdaptiveSolve:
         if not math.isfinite(h):
             raise self.error(h, NOT_FINITE)
         return k0, h, True
+
+    def next_accepted(
+        self, h: float, k0: Tensor, may_pass_end: bool
+    ) -> tuple[float, bool, Tensor, list[Tensor], float]:
+        """Try steps until one is accepted: its size, whether it was cut, its end and stages, and the next size."""
+        while True:
+            h, is_cut = (h, False) if may_pass_end else self.cut(h)
+            y1, ks, ratio = self.attempt(h, k0)
+            grown = h * (self.method.step_factor(ratio) if math.isfinite(ratio) else self.method.min_factor)
+            if ratio <= 1.0:
+                if not self.sizes:
+                    self.next_step = min(grown, self.span)
+                return h, is_cut, y1, ks, grown
+            self.rejected += 1
+            h = grown
 
     def span_left(self) -> float:
         """Length of the interval still ahead."""

@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from odenet_lightning.block import recorded_solves
+from odenet_lightning.certificate import CHUNK
 from odenet_lightning.figures import COLOURS, new_figure, tile
 from odenet_lightning.models import CLASSES
 from odenet_lightning.solvers import Dopri5
@@ -16,7 +17,6 @@ from odenet_lightning.studies.networks import OneNetwork
 from odenet_lightning.studies.study import Row, number
 
 COLUMNS = ("label", "predicted", "confidence", "evaluations", "rejected")
-CHUNK = 250  # images solved in one batch
 SHOWN = 12  # hardest and easiest digits drawn, each
 
 
