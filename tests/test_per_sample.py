@@ -110,7 +110,7 @@ def test_cost_is_what_was_evaluated(
     y0, field, rows = states(count), Spin(), 0
     solver = method(10**exponent, 10**exponent, first_step=first_step, per_sample=True)
     problem = Problem(field, y0, 0.2, 0.2 + span, record=unchanged)
-    solution = solver.solve(problem)  # the first one of a field looks at it more closely
+    solution = [solver.solve(problem) for _ in range(2)][0]  # the first two of a field look at it more closely
 
     def add(module: nn.Module, args: tuple[Tensor, Tensor]) -> None:
         nonlocal rows
