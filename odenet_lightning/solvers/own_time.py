@@ -5,7 +5,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from odenet_lightning.solvers.evaluation import FieldError, evaluate, name_of, random_states
+from odenet_lightning.solvers.evaluation import FieldError, evaluate, host_values, name_of, random_states
 from odenet_lightning.solvers.problem import Problem, VectorField
 
 # how far an image's dy/dt may differ, relative to the largest: rounding of other kernels, in 16 bits under autocast
@@ -45,10 +45,12 @@ def refuse_shared_time(problem: Problem) -> None:
     if not all(map(torch.equal, random, random_states(y.device))):
         return  # a random field: `refusing_randomness` reports it
     autocast = torch.is_autocast_enabled(y.device.type)
-    off = float((both - alone).abs().max() / alone.abs().max().clamp(min=torch.finfo(y.dtype).tiny))
+    # in one transfer, which refuses torch.func
+    apart, largest = host_values(torch.stack([(both - alone).abs().max(), alone.abs().max()])).tolist()
+    off = apart / largest if largest else apart
     if off > (AUTOCAST_AGREEMENT if autocast else AGREEMENT):
         raise refusal(field, f"an image's dy/dt then differs by {off:.1%} from that of the image alone")
-    if off != off or not bool(alone.any()):  # NaN and zeros decide nothing: the next solve is looked at, too
+    if off != off or not largest:  # NaN and zeros decide nothing: the next solve is looked at, too
         solves[mode] = 0
 
 
