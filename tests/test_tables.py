@@ -34,7 +34,7 @@ def test_runs_come_before_summaries(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(markdown, "LOGS", tmp_path)
     folder = tmp_path / "reference-study-recipes"
     folder.mkdir()
-    common = {"recipe": "a.yaml", "epochs": 2, "parameters": 1_000, "hardware": "H", "threads": 1}
+    common = {"recipe": "a.yaml", "n": 10_000, "epochs": 2, "parameters": 1_000, "hardware": "H", "threads": 1}
     runs, summaries = Ledger(folder / "rows.csv"), Ledger(folder / "summaries.csv")
     for accuracy in (0.98, 0.99):
         runs.append({**common, "accuracy": accuracy, "retest": None, "seconds": None})

@@ -6,6 +6,9 @@ from odenet_lightning.studies.markdown import MISSING, markdown, percent, refere
 from odenet_lightning.studies.study import Row, Value, number
 
 
+SAMPLE = 500  # test digits of the sample; MNIST has 10,000
+
+
 def duration(seconds: Sequence[float]) -> str:
     """The range of some times, in seconds or minutes."""
     scale, unit = (60, "min") if max(seconds) >= 300 else (1, "s")
@@ -28,7 +31,7 @@ def recipe_lines() -> list[list[str]]:
     """A line for each recipe and machine, from single runs where they are known and else from their summary."""
 
     def key(row: Row) -> tuple[Value, ...]:
-        return tuple(row[name] for name in ("recipe", "epochs", "parameters", "hardware", "threads"))
+        return tuple(row[name] for name in ("recipe", "n", "epochs", "parameters", "hardware", "threads"))
 
     runs, summaries = reference("recipes"), {key(row): row for row in reference("recipes", "summaries.csv")}
     lines = []
@@ -36,12 +39,13 @@ def recipe_lines() -> list[list[str]]:
     names = [group[0] for group in groups]
     for group in sorted(groups, key=lambda group: names.index(group[0])):
         mine, known = [row for row in runs if key(row) == group], summaries.get(group, {})
-        recipe, epochs, parameters, hardware, threads = group
+        recipe, images, epochs, parameters, hardware, threads = group
         accuracy, n = outcome(mine, known, "accuracy")
         retest, retested = outcome(mine, known, "retest")
         times = [known.get(name) for name in ("seconds_low", "seconds", "seconds_high")]
         seconds = [float(v) for v in [*(row["seconds"] for row in mine), *times] if isinstance(v, int | float)]
         name = f"`{recipe}`" if str(recipe).endswith(".yaml") else str(recipe)
+        name += f", on {images} digits of the sample" if images == SAMPLE else ""
         lines.append(
             [
                 *(name, str(epochs), f"{parameters:,}", accuracy, str(n) if n else MISSING),
@@ -55,7 +59,7 @@ def recipe_lines() -> list[list[str]]:
 
 SOLVED_AGAIN = "solved again with `Dopri5`, rtol = atol = 1e-3"
 RECIPE_HEADS = ("recipe", "epochs", "parameters", "test accuracy", "n", SOLVED_AGAIN, "time", "hardware")
-FRONT = ("`blog.yaml`", "`fast.yaml`", "`record.yaml`", "`paper.yaml`", "`paper_resnet6.yaml`", "`paper_none.yaml`")
+FRONT = ("built-in", "`blog.yaml`", "`fast.yaml`", "`record.yaml`", "`paper.yaml`", "`paper_resnet6.yaml`")
 
 
 def recipes() -> str:
