@@ -32,7 +32,7 @@ class Adjoint(Gradient):
     Memory: two states, whatever the solve. Time: a second solve whose evaluations each cost a
     vector-Jacobian product. Not exact: y is recomputed backwards, so the gradient carries the errors
     of both solves, which shrink only with the tolerances. At the post's tolerance of 0.1 expect tens of
-    per cent (36 % in the reference rows of `study gradients`).
+    per cent (64 % in the reference rows of `study gradients`).
 
     Not recommended when the states fit into memory, or when gradients must be trusted: `Checkpoint`
     costs about the same, is exact and keeps little. A flow that contracts strongly cannot be recomputed

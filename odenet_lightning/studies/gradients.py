@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -171,6 +172,11 @@ class Gradients(TrainedBefore):
         self._lines(backward, adaptive, "rtol", "nfe_backward", "evaluations in the backward pass", "Backprop: none")
         self._lines(images, fixed, "num_steps", "images_per_gib", "images per step that fit into 1 GiB")
         images.set_xlabel("depth: midpoint steps over [0, 1]")
+        images.set_xscale("log", base=2)
+        for axis in (images.xaxis, images.yaxis):
+            axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+            axis.set_minor_formatter(NullFormatter())
+        images.set_yticks([200, 500, 1_000, 2_000, 5_000])
         for axes in (error, seconds, backward):
             axes.set_xlabel("Dopri5's tolerance, rtol = atol")
             axes.invert_xaxis()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from odenet_lightning.studies.markdown import MISSING, markdown, percent, reference, shown, spread
 from odenet_lightning.studies.study import Row, Value, number
 
-
 SAMPLE = 500  # test digits of the sample; MNIST has 10,000
 
 
