@@ -30,11 +30,13 @@ def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty current folder, without a network; a module `mine` in it is forgotten afterwards."""
+    """An empty current folder, without a network; the modules that a test imports from it are forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(download, "reachable", lambda *_, **__: False)
     yield tmp_path
-    sys.modules.pop("mine", None)
+    for name, module in list(sys.modules.items()):  # the next test may write another file of the same name
+        if (getattr(module, "__file__", None) or "").startswith(f"{tmp_path}{os.sep}"):
+            del sys.modules[name]
 
 
 def write_idx(path: Path, values: Tensor) -> None:
