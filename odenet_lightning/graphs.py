@@ -16,7 +16,7 @@ from odenet_lightning.optimizers import MuonWithAdamW
 from odenet_lightning.recording import REHEARSALS, Recorded, Recorder, recorder_for
 from odenet_lightning.solvers import RungeKutta, SolveStats
 
-Losses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Losses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 
 OPTIMIZERS = (Adam, AdamW, MuonWithAdamW)
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
@@ -69,7 +69,7 @@ class RecordedStep:
     Args:
         module: the module that is trained.
         net: its network.
-        losses: images and labels to the loss and the logits.
+        losses: images and labels to the loss, the logits and a regularizer's value, of which there is none.
         recorder: a recorder for the module's device.
         batch: an example.
     """
@@ -98,7 +98,7 @@ class RecordedStep:
         trainer = self.module.trainer
         self.optimizer.zero_grad()
         with withheld_solves(self.net) as self.solves:
-            loss, logits = self.losses(images, labels)
+            loss, logits, _ = self.losses(images, labels)
         with torch.autocast(images.device.type, enabled=False):
             loss.backward()
             self.module.configure_gradient_clipping(
@@ -119,7 +119,7 @@ class StepGraphs:
     Args:
         module: the module that is trained.
         net: its network.
-        losses: images and labels to the loss and the logits.
+        losses: images and labels to the loss, the logits and a regularizer's value, of which there is none.
 
     Attributes:
         took_step: whether the last batch's step has been taken by a graph.

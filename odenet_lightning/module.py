@@ -1,6 +1,5 @@
-"""ClassifierModule: loss, metrics, optimiser and schedule around a network; no numerics of its own."""
+"""ClassifierModule: loss, optimiser and schedule around a network; no numerics of its own."""
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,29 +7,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
-from odenet_lightning.checkpoints.restorable import OBJECTS, Restorable
+from odenet_lightning.checkpoints.restorable import OBJECTS
 from odenet_lightning.class_names import agreed_class_names
 from odenet_lightning.compiling import compile_network
 from odenet_lightning.divergence import refuse_loss
+from odenet_lightning.evaluated import Evaluated, accuracy
 from odenet_lightning.gradients import UnknownTensorError
 from odenet_lightning.graphs import StepGraphs
-from odenet_lightning.models import CLASSES, Classifier, ODENet, refuse_no_logits
+from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.optimizers import learning_rates
 from odenet_lightning.regularizers import Regularizer, regularized
 from odenet_lightning.schedules import Schedule, refuse_unknown, scheduler_of
 from odenet_lightning.skipping import OnSolverError, Skips
 from odenet_lightning.solvers import SolverError
-from odenet_lightning.trainer import datamodule, images_and_labels, is_shown
+from odenet_lightning.trainer import Batch, datamodule, images_and_labels, is_shown
 from odenet_lightning.unsupported import refuse_unsupported
 
-Batch = tuple[Tensor, Tensor]
 
-
-class ClassifierModule(Restorable):
+class ClassifierModule(Evaluated):
     """Trains a network on the cross-entropy of its logits.
 
     To resume bit-for-bit in a `Trainer` of your own, give it `callbacks.Resume()`, as the command line does.
@@ -65,32 +61,16 @@ class ClassifierModule(Restorable):
         cuda_graph: bool = False,
         class_names: list[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(net or ODENet())
         refuse_unknown(schedule)
         # objects are no hyperparameters; the command line adds them as the plain config that made them
         self.save_hyperparameters(ignore=list(OBJECTS))
-        self.net = net or ODENet()
         self.optimizer_of, self.regularizer = optimizer, regularizer
         self.schedule: Schedule = schedule
         self.skips, self.compiles, self.class_names = Skips(on_solver_error), compile, class_names
         self.wants_graphs = cuda_graph
         self.graphs: StepGraphs | None = None
-        # a micro average comes out right whatever the number of classes
-        accuracies = (MulticlassAccuracy(CLASSES, average="micro", validate_args=False) for _ in range(3))
-        self.train_acc, self.val_acc, self.test_acc = accuracies
-        # Lightning's own mean over processes rounds their numbers of images down to whole ones. NaN is put in the place
-        # of NaN: by default torchmetrics leaves it out, and with "disable" the weights
-        self.val_loss, self.test_loss = (MeanMetric(nan_strategy=math.nan) for _ in range(2))
-
-    @property
-    def num_params(self) -> int:
-        """Number of trainable parameters."""
-        return self.net.num_params
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        logits = refuse_no_logits(self.net, self.net(x), x)
-        return logits if logits.dtype == torch.float64 else logits.float()  # losses are not for half precision
+        self.train_acc = accuracy()
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
@@ -122,13 +102,9 @@ class ClassifierModule(Restorable):
         if data is not None and data.hands_out_pixels:
             with torch.autocast(images.device.type, enabled=False):
                 images = data.prepare(images, is_training=True)
-        if self.regularizer is None:
-            logits, value = self(images), None
-        else:
-            with regularized(self.net, self.regularizer) as values:
-                logits = self(images)
-            value = torch.stack(values).mean()
-        return F.cross_entropy(logits, labels), logits, value
+        with regularized(self.net, self.regularizer) as values:
+            logits = self(images)
+        return F.cross_entropy(logits, labels), logits, torch.stack(values).mean() if values else None
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -147,34 +123,6 @@ class ClassifierModule(Restorable):
         self.zero_grad()  # of this batch and of those accumulated
         self.log("solver/skipped", float(self.skips.total))
 
-    def _evaluate(self, part: str, batch: Batch, mean: MeanMetric, accuracy: MulticlassAccuracy) -> dict[str, Tensor]:
-        """Log loss and accuracy, from their own sums; return the logits for callbacks."""
-        images, labels = images_and_labels(self.trainer, batch)
-        logits = self(images)
-        mean.update(F.cross_entropy(logits, labels), weight=len(labels))
-        accuracy.update(logits, labels)
-        self.log(f"{part}/acc", accuracy, on_step=False, on_epoch=True, prog_bar=part == "val", batch_size=1)
-        self.log(f"{part}/loss", mean, batch_size=len(labels))
-        return {"logits": logits}
-
-    @override
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate("val", batch, self.val_loss, self.val_acc)
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        if self.trainer.state.fn == "fit":
-            refuse_loss(self.val_loss.compute(), f"in validation after step {self.trainer.global_step}")
-
-    @override
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._evaluate("test", batch, self.test_loss, self.test_acc)
-
-    @override
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        images, _ = images_and_labels(self.trainer, batch)
-        return {"probabilities": self(images).softmax(1), "images": images}
-
     @override
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer_of(self.parameters())
@@ -191,9 +139,7 @@ class ClassifierModule(Restorable):
         if self.compiles and stage == "fit":
             compile_network(self.net, self.trainer.strategy.root_device)
             self.compiles = False  # once
-        self.graphs = None
-        if self.wants_graphs and stage == "fit":
-            self.graphs = StepGraphs(self, self.net, lambda *batch: self._losses(*batch)[:2])
+        self.graphs = StepGraphs(self, self.net, self._losses) if self.wants_graphs and stage == "fit" else None
         data = datamodule(self.trainer)
         if data is not None:  # a graph takes their preparation along
             data.hands_out_pixels = self.graphs is not None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odenet_lightning.certificate import CHUNK, accurate_solver, solved_by
 from odenet_lightning.models import Classifier
-from odenet_lightning.solvers import Solver, SolverError
+from odenet_lightning.solvers import Reversible, RungeKutta, Solver, SolverError
 
 MOST = 5  # levels: 32 times as many steps
 
@@ -23,6 +23,10 @@ def refined(solver: Solver, level: int) -> Solver:
         ValueError: it has neither a number nor a size of steps nor tolerances.
     """
     settings = vars(solver)
+    if isinstance(solver, Reversible):
+        method = refined(solver.method, level)
+        assert isinstance(method, RungeKutta)
+        return Reversible(method, solver.coupling)
     if solver.controls_error and "rtol" in settings:
         return solver.with_tolerance(settings["rtol"] / 10**level, settings["atol"] / 10**level)
     if settings.get("num_steps"):
@@ -38,6 +42,11 @@ def probabilities(net: Classifier, images: Tensor) -> Tensor:
     return torch.cat([net(chunk).softmax(1) for chunk in images.split(CHUNK)])
 
 
+def variation(p: Tensor, q: Tensor) -> float:
+    """The total variation distance between class probabilities, sum_k |p_k - q_k| / 2, averaged over the images."""
+    return float((p - q).abs().sum(1).mean() / 2)
+
+
 def next_level(
     net: Classifier,
     images: Tensor,
@@ -48,10 +57,9 @@ def next_level(
 ) -> tuple[int, float]:
     """The level to train with next, chosen by how much an accurate solver changes the predictions.
 
-    The change is the total variation distance, sum_k |p_k - q_k| / 2 between an image's class probabilities under the
-    two solvers, averaged over the images: the probability that labels drawn from the two differ. No change of the
-    expected accuracy is larger; it needs no labels; and unlike a count of changed predictions it is smooth, so that
-    1,000 images are enough for a bound of one in 1,000.
+    The change is the `variation` of the class probabilities between the two solvers: the probability that labels drawn
+    from the two differ. No change of the expected accuracy is larger; it needs no labels; and unlike a count of changed
+    predictions it is smooth, so that 1,000 images are enough for a bound of one in 1,000.
 
     The level rises by one where the change exceeds the bound, so that the weights can follow; it falls by one where
     the change would be within half the bound on the level below.
@@ -78,9 +86,7 @@ def next_level(
 
     def change(level: int) -> float:
         own = solved(refined(first, level))
-        if truth is None:
-            return mean(math.nan)
-        return mean(1.0 if own is None else float((own - truth).abs().sum(1).mean() / 2))
+        return mean(math.nan if truth is None else 1.0 if own is None else variation(own, truth))
 
     with solved_by(net, refined(first, level)):
         accurate = accurate_solver(net)

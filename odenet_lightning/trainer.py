@@ -10,6 +10,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from odenet_lightning.data import ImageDataModule
 
+Batch = tuple[Tensor, Tensor]
+
 
 def is_written(trainer: Trainer) -> bool:
     """Whether Lightning writes scalars after this training batch."""
@@ -40,7 +42,7 @@ def datamodule(trainer: Trainer) -> ImageDataModule | None:
     return data if isinstance(data, ImageDataModule) else None
 
 
-def images_and_labels(trainer: Trainer, batch: Any) -> tuple[Tensor, Tensor]:
+def images_and_labels(trainer: Trainer, batch: Any) -> Batch:
     """A batch as a step needs it.
 
     Raises:

@@ -19,7 +19,7 @@ from odenet_lightning.cli import main
 from odenet_lightning.gradients import Backprop
 from odenet_lightning.models import Composed
 from odenet_lightning.refinement import MOST, next_level, refined
-from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, Solver, TorchDiffEq
+from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, Reversible, Solver, TorchDiffEq
 from tests.test_callbacks import Exploding
 from tests.test_certificate import ANGLE, network, points
 from tests.test_module import FewDigits, sgd, trainer_in
@@ -30,6 +30,9 @@ def test_steps_double_and_tolerances_shrink(level: int, steps: int, size: float,
     assert refined(Midpoint(num_steps=steps), level) == Midpoint(num_steps=steps * 2**level)
     assert refined(Midpoint(step_size=size), level) == Midpoint(step_size=size / 2**level)
     assert refined(Bosh3(num_steps=steps), level) == Bosh3(num_steps=steps * 2**level)
+    assert refined(Reversible(Midpoint(num_steps=steps), 0.9), level) == Reversible(
+        Midpoint(num_steps=steps << level), 0.9
+    )
     assert refined(Dopri5(tolerance, 2 * tolerance), level) == Dopri5(tolerance / 10**level, 2 * tolerance / 10**level)
 
 

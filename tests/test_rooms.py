@@ -1,4 +1,7 @@
-"""Imports go one way: down the list of rooms, and never from the numerics or the data to the trainer's framework."""
+"""Imports go one way, and nothing is too long to be read at once.
+
+They go down the list of rooms, and never from the numerics or the data to the trainer's framework.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -21,6 +24,7 @@ ROOMS = (
     ("trainer", "compiling", "unsupported", "graphs"),
     ("class_names",),
     ("checkpoints",),
+    ("evaluated",),
     ("module",),
     ("trained",),
     ("callbacks",),
@@ -56,3 +60,18 @@ def test_a_room_imports_only_from_those_below(path: Path) -> None:
             other = rest.split(".")[0]
             assert other == room or RANK[other] < RANK[room] or RANK[other] == RANK[room] <= 7, f"{room} <- {other}"
         assert room not in NUMERICS or top not in ("lightning", "torchmetrics"), "numerics know no trainer"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_classes_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    most = {ast.ClassDef: 150, ast.FunctionDef: 50}
+    long = [
+        f"{node.name}, {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > most[type(node)]
+    ]
+    assert not long
+    assert path.stem == "methods" or len(text.splitlines()) <= 250  # of tableaux

@@ -1,57 +1,30 @@
 """The LightningCLI of this project: its parser, its trainer, and what happens before and after each command."""
 
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from odenet_lightning.callbacks import (
-    EpochLines,
-    Evaluation,
-    EvaluationCounts,
-    EventFile,
-    IsODE,
-    Pictures,
-    PredictionWriter,
-    ProgressBar,
-    Resume,
-    TestReport,
-    Throughput,
-)
-from odenet_lightning.checkpoints import (
-    BestCheckpoint,
-    CheckpointError,
-    LastCheckpoint,
-    WholeCheckpointIO,
-    in_slurm,
-    is_requeued,
-)
+from odenet_lightning.callbacks import Evaluation, EvaluationCounts, IsODE, Pictures, Resume
+from odenet_lightning.checkpoints import BestCheckpoint, LastCheckpoint, is_requeued
 from odenet_lightning.checkpoints.restorable import OBJECTS
 from odenet_lightning.cli.argv import CommandLine, bare_data
-from odenet_lightning.cli.choices import RunLength, drawn_seed
+from odenet_lightning.cli.choices import drawn_seed
 from odenet_lightning.cli.configs import defaults
-from odenet_lightning.cli.errors import UsageError, explain, is_lost_process, named_in_errors
+from odenet_lightning.cli.endings import telling_what_is_left
+from odenet_lightning.cli.errors import UsageError, named_in_errors
 from odenet_lightning.cli.layers import arguments, flat, is_spec
 from odenet_lightning.cli.parser import Parser, SavedConfig, put_own_first
-from odenet_lightning.cli.report import best_checkpoint, complete, end_of_fit, how_to_resume, interrupted
+from odenet_lightning.cli.report import complete, end_of_fit
 from odenet_lightning.cli.resume import load_weights, of_checkpoint, refuse_another
 from odenet_lightning.cli.shape import take_shape
+from odenet_lightning.cli.trainer import trainer_settings
 from odenet_lightning.data import ImageDataModule, MNISTDataModule
-from odenet_lightning.divergence import DivergenceError
 from odenet_lightning.module import ClassifierModule
-from odenet_lightning.solvers import SolverError
 from odenet_lightning.unsupported import refuse_spawning
-
-ALWAYS = (Resume, Throughput, EventFile, EpochLines, TestReport, PredictionWriter)
 
 
 class CLI(LightningCLI):
@@ -129,54 +102,17 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A logger without stub metrics, a progress bar for terminals only, a length where none is given."""
         trainer = self._get(self.config_init, "trainer")
-        if trainer.barebones:  # Lightning would blame the logger and the callbacks that are added here
-            raise UsageError(
-                "--trainer.barebones is for loops without logging and checkpoints: give --trainer.logger false and "
-                "--trainer.enable_checkpointing false instead"
-            )
-        callbacks: list[Callback] = [kind() for kind in ALWAYS]
-        if trainer.logger is None and self.subcommand in ("validate", "test"):
-            kwargs["logger"] = False  # they print their results, and are no runs among the others
-        elif trainer.logger in (None, True):
-            root = trainer.default_root_dir or "."
-            kwargs["logger"] = TensorBoardLogger(
-                save_dir=root, name="lightning_logs", version=self._version(root), default_hp_metric=False
-            )
-        if trainer.enable_progress_bar is None:
-            kwargs["enable_progress_bar"] = sys.stdout.isatty()
-        given = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-        has_own = any(isinstance(callback, LightningProgressBar) for callback in given)
-        if kwargs.get("enable_progress_bar", trainer.enable_progress_bar) and not has_own:
-            callbacks.append(ProgressBar())
-        if trainer.enable_model_summary is None:
-            kwargs["enable_model_summary"] = False
-        if trainer.max_epochs is None and trainer.max_steps == -1:
-            kwargs["max_epochs"] = -1
-            callbacks.append(RunLength())
-        self.trainer_defaults["callbacks"] = callbacks
-        plugins = trainer.plugins or []
-        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpointIO()]
+        own, self.trainer_defaults["callbacks"] = trainer_settings(trainer, self.subcommand)
         if trainer.enable_checkpointing is False:
             keys = self._parser(self.subcommand).callback_keys
             keys[:] = [key for key in keys if key not in ("checkpoint", "last")]
         checkpoint = self._get(self.config_init, "checkpoint")
         if checkpoint.save_top_k not in (0, 1) and checkpoint.filename == "best":
             checkpoint.filename = "best-{step}"  # several files need several names
-        for name in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"):
-            if isinstance(trainer[name], int | float) and trainer[name] <= 0:
-                raise UsageError(f"--trainer.{name} must be positive, not {trainer[name]}")
         try:
-            return super().instantiate_trainer(**kwargs)
+            return super().instantiate_trainer(**kwargs, **own)
         except TypeError as error:  # so Lightning refuses some values
             raise UsageError(f"trainer: {error}") from error
-
-    def _version(self, root: str) -> str | None:
-        """A SLURM job's own number for its fit, to be found again when it is requeued; else the next free number."""
-        job = os.environ.get("SLURM_JOB_ID")
-        if job is None or self.subcommand != "fit" or not in_slurm():
-            return None
-        taken = (Path(root) / "lightning_logs" / job / "config.yaml").is_file()
-        return job if is_requeued() or not taken else None
 
     @override
     def after_instantiate_classes(self) -> None:
@@ -203,30 +139,14 @@ class CLI(LightningCLI):
             print(end_of_fit(self.trainer, self.model, self.datamodule), flush=True)
 
     def fit(self, model: ClassifierModule, **kwargs: Any) -> None:
-        """Train; where that fails, say which checkpoint is left."""
+        """Train; a requeued job goes on with its last checkpoint."""
         last = LastCheckpoint.path(self.trainer)
         if is_requeued() and last is not None and last.is_file():  # further on than what the job began with
             kwargs["ckpt_path"] = str(last)
-        try:
+        with telling_what_is_left(self.trainer):
             self.trainer.fit(model, **kwargs)
             if any(isinstance(c, Resume) and c.took_no_step(self.trainer) for c in self.trainer.callbacks):  # pyright: ignore[reportAttributeAccessIssue]
                 rank_zero_warn(complete(self.trainer, model, self.line.checkpoint or str(last)))
-        except (SolverError, DivergenceError, CheckpointError) as error:
-            kept, _ = best_checkpoint(self.trainer)
-            left = f"the best checkpoint so far is {os.path.relpath(kept)}" if kept else "there is no checkpoint yet"
-            advice = "; in training a smaller learning rate or gradient clipping may help"
-            raise type(error)(f"{error}{advice if isinstance(error, SolverError) else ''}; {left}") from error
-        except RuntimeError as error:
-            if not is_lost_process(error):
-                raise
-            raise RuntimeError(f"{explain(error)}; {how_to_resume(self.trainer)}") from error
-        except SystemExit as end:  # Lightning ends with 0 after a SIGTERM, with 1 after Ctrl-C before the first step
-            code = 143 if isinstance(end, SIGTERMException) else 130 if end.code in (1, 130) else None
-            if code is None:  # a preempted job
-                raise
-            if self.trainer.is_global_zero:
-                print(interrupted(self.trainer), file=sys.stderr, flush=True)
-            raise SystemExit(code) from None
 
     def before_predict(self) -> None:
         """Refuse to predict without pictures, or in several processes."""

@@ -125,18 +125,13 @@ class ImageDataModule(LightningDataModule):
         device, rank, processes = self._place()
         return EvaluationBatches(digits.to(device), self.batch_size, rank, processes)
 
-    def _shuffled(self, part: str) -> Digits:
-        """A part in an order by the split's seed, so that its first batches are a fair draw (files may be sorted)."""
-        digits = self.parts[part]
-        return digits[torch.randperm(len(digits), generator=torch.Generator().manual_seed(self.split_seed))]
-
     @override
     def val_dataloader(self) -> EvaluationBatches:
-        return self._evaluation(self._shuffled("val"))
+        return self._evaluation(self.parts["val"].shuffled(self.split_seed))
 
     @override
     def test_dataloader(self) -> EvaluationBatches:
-        return self._evaluation(self._shuffled("test"))
+        return self._evaluation(self.parts["test"].shuffled(self.split_seed))
 
     @override
     def predict_dataloader(self) -> EvaluationBatches:

@@ -59,6 +59,10 @@ class Digits:
         """On another device."""
         return Digits(self.images.to(device), self.labels.to(device))
 
+    def shuffled(self, seed: int) -> "Digits":
+        """In an order by a seed, so that the first of them are a fair draw (files may be sorted)."""
+        return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))]
+
 
 @dataclass(frozen=True)
 class Relative:

@@ -79,12 +79,8 @@ def backward_kernel(  # noqa: ANN201
     """Compute the derivatives by y, and this image's part of those by the weight, gamma and beta, in this order."""
     SIZE: tl.constexpr = H * W
     image = tl.program_id(0).to(tl.int64)
-    y, conv, by_f, by_y = (
-        y + image * C * SIZE,
-        conv + image * C * SIZE,
-        by_f + image * C * SIZE,
-        by_y + image * C * SIZE,
-    )
+    start = image * C * SIZE
+    y, conv, by_f, by_y = y + start, conv + start, by_f + start, by_y + start
     stats, by_params = stats + image * 4 * C, by_params + image * (9 * C * C + 2 * C)
     places, channels = tl.arange(0, PLACES), tl.arange(0, CHANNELS)
     inside, real = places < SIZE, channels < C

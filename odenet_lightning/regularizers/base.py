@@ -36,13 +36,17 @@ class Regularizer(Settings, ABC):
 
 
 @contextmanager
-def regularized(net: nn.Module, regularizer: Regularizer) -> Iterator[list[Tensor]]:
-    """Have a network's ODE blocks solve with a regularizer; collects the value of each solve.
+def regularized(net: nn.Module, regularizer: Regularizer | None) -> Iterator[list[Tensor]]:
+    """Have a network's ODE blocks solve with a regularizer, if there is one; collects the value of each solve.
 
     Raises:
         ValueError: the network has no ODE block.
     """
-    blocks, values = ode_blocks(net), []
+    values: list[Tensor] = []
+    if regularizer is None:
+        yield values
+        return
+    blocks = ode_blocks(net)
     if not blocks:
         raise ValueError(f"{regularizer!r} is for ODE blocks, of which {type(net).__name__} has none: leave it out")
     own = [block.gradient for block in blocks]

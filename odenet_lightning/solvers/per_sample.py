@@ -15,17 +15,9 @@ from torch import Tensor
 
 from odenet_lightning.solvers.evaluation import evaluate, host_values
 from odenet_lightning.solvers.first_step import guess_first_step
+from odenet_lightning.solvers.image_costs import ImageCosts
 from odenet_lightning.solvers.own_time import refuse_shared_time
-from odenet_lightning.solvers.problem import (
-    ImageStats,
-    Norm,
-    Problem,
-    Solution,
-    SolverError,
-    SolveStats,
-    Step,
-    rms_norm,
-)
+from odenet_lightning.solvers.problem import Norm, Problem, Solution, SolverError, Step, rms_norm
 from odenet_lightning.solvers.runge_kutta import RungeKutta, fused_step, plan_of
 from odenet_lightning.solvers.stopping import NOT_FINITE, TOO_SMALL, smallest_step, stopped
 
@@ -50,11 +42,12 @@ def norm_of_each(norm: Norm) -> Norm:
 
 
 class PerSampleSolve:
-    """The state of one solve: each image's time, cost so far and step sizes.
+    """The state of one solve.
 
     Attributes:
         images: indices in the batch of the images not yet at t1.
-        t: their times; the other tensors have an entry for every image of the batch.
+        t: their times.
+        costs: of all images of the batch.
     """
 
     def __init__(self, method: "AdaptiveRungeKutta", problem: Problem) -> None:
@@ -65,9 +58,7 @@ class PerSampleSolve:
         count = len(problem.y0)
         self.images = torch.arange(count)
         self.t = torch.full((count,), problem.t0, dtype=torch.float64)
-        self.begun = self.attempts = 0  # evaluations before the first step, and steps tried
-        self.evaluations, self.accepted = torch.zeros(2, count, dtype=torch.long)
-        self.smallest, self.last, self.next = torch.full((3, count), torch.inf, dtype=torch.float64)
+        self.costs = ImageCosts(count, len(method.tableau.c))
         self.steps: list[Step] = []
         self.ended: list[tuple[Tensor, Tensor]] = []
 
@@ -75,7 +66,7 @@ class PerSampleSolve:
         """Step until every image is at t1."""
         problem = self.problem
         y, k0 = problem.y0, evaluate(problem.field, problem.t0, problem.y0)
-        self.begun = 1
+        self.costs.begun = 1
         refuse_shared_time(problem)
         h = self.first_steps(k0)
         while True:
@@ -89,7 +80,7 @@ class PerSampleSolve:
                 self.refuse_infinite(y, k0, h)
             accepted, grown = ratio <= 1.0, h * self.factors(ratio)
             arrived = accepted & is_last
-            self.count(h, grown, accepted, arrived)
+            self.costs.add(self.images, (h, grown.clamp(max=self.span)), accepted, arrived)
             self.keep(step, y1, ks, accepted)
             y, k0 = self.chosen(step, (y1, ks[-1]), k0, accepted, is_finite)
             self.t, h = torch.where(accepted, self.t + self.sign * h, self.t), grown
@@ -97,13 +88,13 @@ class PerSampleSolve:
                 self.ended.append((self.images[arrived], taken(y, arrived)))
                 self.images, self.t, h = self.images[~arrived], self.t[~arrived], h[~arrived]
                 if not len(self.images):
-                    return Solution(self.together(), self.stats(), self.steps)
+                    return Solution(self.together(), self.costs.stats(), self.steps)
                 y, k0 = taken(y, ~arrived), taken(k0, ~arrived)
 
     def attempt(self, step: Step, k0: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Try a step: the new states, the stages (a kernel gives the last one only), and the error ratios."""
         method, problem = self.method, self.problem
-        self.attempts += 1
+        self.costs.attempts += 1
         if problem.norm is rms_norm and problem.observe is None:
             tolerance = (method.rtol, method.atol)
             fused = fused_step(problem.field, plan_of(method.tableau, True), step.h, step.y, k0, tolerance)
@@ -119,7 +110,7 @@ class PerSampleSolve:
         if isinstance(first, float | int):
             return torch.full_like(self.t, min(float(first), self.span))
         h = host_values(guess_first_step(method, problem, k0, self.norm))
-        self.begun = 2
+        self.costs.begun = 2
         if not h.isfinite().all():
             raise self.error(problem.y0, h, ~h.isfinite(), NOT_FINITE)
         return h
@@ -130,14 +121,10 @@ class PerSampleSolve:
         if bool((tiny := h <= smallest_step(y, problem.t0, problem.t1)).any()):
             raise self.error(y, h, tiny, TOO_SMALL)
         every = torch.ones_like(tiny)
-        if self.attempts >= method.max_steps:
+        if self.costs.attempts >= method.max_steps:
             raise self.error(y, h, every, f"max_steps = {method.max_steps} steps were not enough")
-        if self.spent(self.attempts + 1) > problem.max_nfe:
+        if self.costs.spent(self.costs.attempts + 1) > problem.max_nfe:
             raise self.error(y, h, every, f"max_nfe = {problem.max_nfe} evaluations were not enough")
-
-    def spent(self, attempts: int) -> int:
-        """Evaluations of an image after this many attempted steps."""
-        return self.begun + attempts * len(self.method.tableau.c)
 
     def refuse_infinite(self, y: Tensor, k0: Tensor, h: Tensor) -> None:
         """Refuse an image whose slope at the start of the step is NaN or infinite: a smaller step would not help."""
@@ -151,16 +138,6 @@ class PerSampleSolve:
         lowest = torch.where(ratio < 1.0, 1.0, method.min_factor)
         wanted = (method.safety / ratio ** (1 / method.tableau.order)).nan_to_num(nan=0.0)
         return torch.maximum(wanted, lowest).clamp(max=method.max_factor)
-
-    def count(self, h: Tensor, grown: Tensor, accepted: Tensor, arrived: Tensor) -> None:
-        """Update the statistics after an attempted step."""
-        whose = self.images[accepted]
-        self.smallest[whose] = torch.minimum(self.smallest[whose], h[accepted])
-        self.last[whose] = h[accepted]
-        new = self.next[whose].isinf()
-        self.next[whose[new]] = grown[accepted][new].clamp(max=self.span)
-        self.accepted[whose] += 1
-        self.evaluations[self.images[arrived]] = self.spent(self.attempts)
 
     def keep(self, step: Step, y1: Tensor, ks: list[Tensor], accepted: Tensor) -> None:
         """Pass the step of the accepted images to `Problem.record` and `Problem.observe`."""
@@ -199,27 +176,12 @@ class PerSampleSolve:
             return states[0].clone()  # a kernel keeps it, and a later layer may change it
         return torch.cat(states)[torch.cat(images).argsort().to(states[0].device, non_blocking=True)]
 
-    def stats(self) -> SolveStats:
-        """The cost of each image, and their mean."""
-        rejected = (self.evaluations - self.begun) // len(self.method.tableau.c) - self.accepted
-        each = ImageStats(self.evaluations, self.accepted, rejected)
-        evaluations, accepted, mean_rejected = (float(x.double().mean()) for x in vars(each).values())
-        return SolveStats(
-            evaluations,
-            accepted,
-            mean_rejected,
-            smallest_step=float(self.smallest.min()),
-            last_step=float(self.last.mean()),
-            next_step=float(self.next.median()),
-            images=each,
-        )
-
     def error(self, y: Tensor, h: Tensor, which: Tensor, what: str) -> SolverError:
         """The error for the first of the given images."""
         row, method = int(torch.nonzero(which)[0]), self.method
         name = f"{type(method).__name__} at image {int(self.images[row])} of the batch"
         at = (float(self.t[row]), float(h[row]))
-        return stopped(name, (method.rtol, method.atol), at, y[row], self.spent(self.attempts), what)
+        return stopped(name, (method.rtol, method.atol), at, y[row], self.costs.spent(self.costs.attempts), what)
 
 
 def taken(x: Tensor, which: Tensor) -> Tensor:

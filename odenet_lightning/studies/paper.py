@@ -24,7 +24,7 @@ from odenet_lightning.figures import new_figure, series_style
 from odenet_lightning.gradients import Adjoint
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
-from odenet_lightning.solvers import Dopri5, Problem, rms_norm
+from odenet_lightning.solvers import Dopri5, Problem, VectorField, rms_norm
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number, numbers
 from odenet_lightning.studies.training import trainer_for
 
@@ -154,9 +154,7 @@ class Paper(Study):
                 loss.backward()
                 backward.append(time.perf_counter() - begin)
         if self.solved is None:
-            reference = Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE)
-            with torch.no_grad():
-                self.solved = reference.solve(Problem(net.block.field.double(), y0.detach().double())).y
+            self.solved = accurate_y1(net.block.field.double(), y0.detach().double())
         return {
             "nfe_forward": solves[-1].evaluations,
             "nfe_backward": solves[-1].backward.evaluations if solves[-1].backward else 0,
@@ -182,6 +180,12 @@ class Paper(Study):
         for axes in (error, seconds, backward, training):
             axes.grid(alpha=0.3)
         return figure
+
+
+@torch.no_grad()
+def accurate_y1(field: VectorField, y0: Tensor) -> Tensor:
+    """The state at t = 1, by a tolerance that no case has."""
+    return Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE).solve(Problem(field, y0)).y
 
 
 def draw_error(axes: Axes, solved: list[Row]) -> None:
