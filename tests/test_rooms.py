@@ -19,7 +19,7 @@ ROOMS = (
     ("regularizers",),
     ("models",),
     ("certificate", "refinement"),
-    ("augment", "optimizers", "figures", "schedules", "skipping", "divergence", "recording"),
+    ("augment", "optimizers", "figures", "schedules", "skipping", "divergence", "recording", "phase_clock"),
     ("data",),
     ("trainer", "compiling", "unsupported", "graphs"),
     ("class_names",),

@@ -25,7 +25,7 @@ from odenet_lightning.gradients import Adjoint
 from odenet_lightning.models import Classifier, ODENet, PyramidODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5, Midpoint
-from odenet_lightning.studies import STUDIES, loop, recipes, run, training
+from odenet_lightning.studies import STUDIES, loop, phases, recipes, run, training
 from odenet_lightning.studies import steps as steps_study
 from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.cost import TOLERANCES, Cost
@@ -120,6 +120,7 @@ TINY: dict[str, dict[str, Any]] = {
     "flow": {"frames": 5, "epochs": 1, "images_used": 100},
     "digits": {"images_used": 40, "epochs": 1, "tolerance": 1e-3},
     "recipes": {"configs": ["built-in"], "seeds": 1, "epochs": 1},
+    "phases": {"runs": 1, "epochs": 1},
     "steps": {"batch_sizes": [2], "repeats": 1},
     "loop": {"batch_size": 8, "steps": 21, "repeats": 1},
     "evaluate": {"repeats": 1},
@@ -152,6 +153,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> dic
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "run_command", run_here)
         patch.setattr(recipes, "run_command", run_here)
+        patch.setattr(phases, "run_command", run_here)
         return {
             name: run(kind(root=str(sample_root), source="sample", **TINY[name]), folder / name)
             for name, kind in STUDIES.items()
@@ -590,3 +592,9 @@ def test_separation_and_interval_have_their_closed_forms() -> None:
     y = torch.tensor([[0.0, 1.0], [0.0, -1.0], [4.0, 1.0], [4.0, -1.0]])
     assert separation(y, labels) == pytest.approx(4.0)  # centres 2 from the middle, samples 1 from their centre
     assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+
+
+def test_a_fit_spends_time_in_every_phase(measured: dict[str, list[Row]]) -> None:
+    (row,) = measured["phases"]
+    assert all(number(row, phase) > 0 for phase in ("loop", "training", "validation", "is_ode", "checkpoints"))
+    assert number(row, "pictures") < 0.1 * number(row, "training")  # switched off there

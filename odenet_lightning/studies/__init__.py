@@ -8,6 +8,7 @@ from odenet_lightning.studies.flow import Flow
 from odenet_lightning.studies.gradients import Gradients
 from odenet_lightning.studies.loop import Loop
 from odenet_lightning.studies.paper import Paper
+from odenet_lightning.studies.phases import Phases
 from odenet_lightning.studies.recipes import Recipes
 from odenet_lightning.studies.run import run
 from odenet_lightning.studies.solvers import Solvers
@@ -23,6 +24,7 @@ STUDIES: dict[str, type[Study]] = {
     "flow": Flow,
     "digits": Digits,
     "recipes": Recipes,
+    "phases": Phases,
     "steps": Steps,
     "loop": Loop,
     "evaluate": Evaluate,

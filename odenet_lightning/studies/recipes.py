@@ -69,11 +69,7 @@ class Recipes(Study):
         seed = int(number(case, "seed"))
         folder = self.folder / "runs" / "-".join(filter(None, (Path(config).stem, digest(config), str(seed))))
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
-        args = ["fit", *(["--config", str(Path(config).resolve())] if config != BUILT_IN else [])]
-        args += ["--seed_everything", str(seed), "--data.root", str(Path(self.root).resolve())]
-        args += ["--data.source", str(self.data().digits_used), "--trainer.devices", "1"]
-        args += ["--trainer.accelerator", "gpu" if self.device.startswith("cuda") else "cpu"]
-        args += ["--trainer.max_epochs", str(self.epochs)] if self.epochs else []
+        args = fit_arguments(self, config, seed, self.epochs)
         seconds = run_command(args, folder)
         path = str(folder / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt")
         net = load_network(path)
@@ -122,6 +118,15 @@ class Recipes(Study):
         axes.set_xlabel(f"test accuracy, %: as trained (filled), under Dopri5 at {RETEST:g} (open)")
         axes.grid(alpha=0.3, axis="x")
         return figure
+
+
+def fit_arguments(study: Study, config: str, seed: int, epochs: int | None) -> list[str]:
+    """A `fit` of a recipe on the study's digits and device."""
+    args = ["fit", *(["--config", str(Path(config).resolve())] if config != BUILT_IN else [])]
+    args += ["--seed_everything", str(seed), "--data.root", str(Path(study.root).resolve())]
+    args += ["--data.source", str(study.data().digits_used), "--trainer.devices", "1"]
+    args += ["--trainer.accelerator", "gpu" if study.device.startswith("cuda") else "cpu"]
+    return args + (["--trainer.max_epochs", str(epochs)] if epochs else [])
 
 
 def digest(config: str) -> str | None:
