@@ -15,13 +15,17 @@ from odenet_lightning.fields.convolutions import (
     group_count,
     is_as_made,
 )
+from odenet_lightning.fields.dynamics import Galerkin, HeavyBall, SecondOrder
 
 __all__ = [
     "BottleneckField",
     "Conv",
     "ConvField",
     "Field",
+    "Galerkin",
+    "HeavyBall",
     "SameConv",
+    "SecondOrder",
     "TimeBiasField",
     "TimeConv",
     "TimeConvField",
