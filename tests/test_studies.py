@@ -115,6 +115,7 @@ TINY: dict[str, dict[str, Any]] = {
     "gradients": {"tolerances": [1e-1, 1e-3], "depths": [1, 4], "batch_size": 4, "repeats": 1},
     "solvers": {"steps": [1, 2, 4], "tolerances": [1e-2, 1e-4], "epochs": 1, "images_used": 20},
     "depth": {"seeds": 1, "epochs": 1, "batch_size": 500},
+    "dynamics": {"seeds": 1, "epochs": 1, "batch_size": 500},
     "cost": {"seeds": 1, "steps": 1, "batch_size": 4, "images_used": 20},
     "paper": {"channels": 2, "points": 2, "steps": 3, "batch_size": 16, "repeats": 1, "tolerances": [1e-2, 1e-4]},
     "flow": {"frames": 5, "epochs": 1, "images_used": 100},
