@@ -106,7 +106,7 @@ class Depth(Study):
         labels = [f"{line['network']}\n{line['parameters']:,} parameters" for line in table]
         accuracy.set_yticks(range(len(table)), labels)
         interval = " and 95 % interval" if number(table[0], "n") > 2 else ""
-        accuracy.set_xlabel(f"test accuracy, %: each seed (dots), mean{interval} (n = {table[0]['n']})")
+        accuracy.set_xlabel(f"test accuracy, %: seeds, mean{interval} (n = {table[0]['n']})")
         seconds.set_xlabel("training, seconds")
         accuracy.invert_yaxis()
         for axes in (accuracy, seconds):
