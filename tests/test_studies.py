@@ -31,6 +31,7 @@ from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.cost import TOLERANCES, Cost
 from odenet_lightning.studies.depth import half_width
 from odenet_lightning.studies.digits import Digits
+from odenet_lightning.studies.dynamics import Dynamics
 from odenet_lightning.studies.flow import separation
 from odenet_lightning.studies.gradients import GRADIENTS, Gradients
 from odenet_lightning.studies.in_jax import jitted_step
@@ -115,6 +116,7 @@ TINY: dict[str, dict[str, Any]] = {
     "gradients": {"tolerances": [1e-1, 1e-3], "depths": [1, 4], "batch_size": 4, "repeats": 1},
     "solvers": {"steps": [1, 2, 4], "tolerances": [1e-2, 1e-4], "epochs": 1, "images_used": 20},
     "depth": {"seeds": 1, "epochs": 1, "batch_size": 500},
+    "dynamics": {"seeds": 1, "epochs": 1, "batch_size": 500},
     "cost": {"seeds": 1, "steps": 1, "batch_size": 4, "images_used": 20},
     "paper": {"channels": 2, "points": 2, "steps": 3, "batch_size": 16, "repeats": 1, "tolerances": [1e-2, 1e-4]},
     "flow": {"frames": 5, "epochs": 1, "images_used": 100},
@@ -228,6 +230,20 @@ def test_depth_differs_in_the_trunk_alone(measured: dict[str, list[Row]]) -> Non
     assert {row["seed"] for row in rows} == {0}
     evaluations = {str(row["network"]): row["evaluations"] for row in rows}
     assert evaluations == {"none": 0, "ResNet-1": 0, "ResNet-6": 0, "ODENet": 6, "augmented": 6}
+
+
+def test_dynamics_differ_in_the_field_at_the_same_evaluations(measured: dict[str, list[Row]]) -> None:
+    rows = measured["dynamics"]
+    parameters = {str(row["network"]): int(number(row, "parameters")) for row in rows}
+    assert parameters["ConvField"] == 10_564
+    assert {parameters[f"Galerkin, {basis}"] for basis in ("fourier", "polynomial", "piecewise")} == {10_564 + 2 * 342}
+    assert parameters["HeavyBall"] == parameters["SecondOrder"] + 1 == 10_564 + 6 * 169 * 10 + 1
+    assert {row["evaluations"] for row in rows} == {6}
+    lines = Dynamics().table([*rows, *({**row, "seed": 1, "accuracy": 0.5} for row in rows)])
+    assert lines[0]["points"] is None
+    for line, row in zip(lines, rows, strict=True):
+        gained = 50 * (number(row, "accuracy") - number(rows[0], "accuracy"))
+        assert line["points"] is None or float(str(line["points"])) == pytest.approx(gained, abs=0.006)
 
 
 def test_cost_tests_the_same_digits_at_every_tolerance(measured: dict[str, list[Row]]) -> None:

@@ -22,16 +22,21 @@ SMALLEST = 4  # of an image's sides: 2 after the stem's convolution, which has n
 
 
 class Stem(nn.Module):
-    """relu(norm(conv(x))), a 3 x 3 convolution without padding: `[B, 1, 28, 28]` -> `[B, C, 26, 26]`."""
+    """relu(norm(conv(x))), a 3 x 3 convolution without padding: `[B, 1, 28, 28]` -> `[B, C, 26, 26]`.
 
-    def __init__(self, channels: int, image_channels: int = 1) -> None:
+    `augment_dim` channels of zeros are appended.
+    """
+
+    def __init__(self, channels: int, image_channels: int = 1, augment_dim: int = 0) -> None:
         super().__init__()
+        self.augment_dim = augment_dim
         self.conv = nn.Conv2d(image_channels, channels, kernel_size=3)
         self.norm = nn.GroupNorm(group_count(channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the trunk's input."""
-        return F.relu(self.norm(self.conv(x)))
+        y = F.relu(self.norm(self.conv(x)))
+        return F.pad(y, (0, 0, 0, 0, 0, self.augment_dim)) if self.augment_dim else y
 
 
 class Head(nn.Module):
@@ -53,14 +58,16 @@ class ODENet(OneBlock):
     """The post's network: stem, one ODE block, head; 10,564 parameters at 6 channels.
 
     Args:
-        channels: C, width of the stem and of the state, at least 1.
+        channels: width of the stem, at least 1.
         solver: how to solve the ODE; by default Dormand-Prince at the post's tolerance of 0.1,
             with the first step carried from batch to batch.
         gradient: how to differentiate the solve, by default `Backprop`.
-        field: f(t, y) on `[B, C, H - 2, W - 2]`, by default the post's `ConvField`.
+        field: f(t, y) on `[B, C, H - 2, W - 2]`, by default the post's `ConvField`; C = channels + augment_dim.
         max_nfe: most evaluations a solve may cost before `SolverError`.
         image_shape: channels, height and width of the images, at least 4 x 4.
         classes: K, at least 2.
+        augment_dim: channels of zeros behind the stem's, 0 or more (Dupont et al. 2019, arXiv:1904.01681); with a field
+            of second order, velocities at rest.
     """
 
     def __init__(
@@ -72,11 +79,15 @@ class ODENet(OneBlock):
         max_nfe: int = MAX_NFE,
         image_shape: ImageShape = IMAGE_SHAPE,
         classes: int = CLASSES,
+        augment_dim: int = 0,
     ) -> None:
         super().__init__()
         check_positive("channels", channels)
+        if augment_dim < 0:
+            raise ValueError(f"augment_dim must not be negative, not {augment_dim!r}")
         check_images(image_shape, classes, SMALLEST)
-        self.stem = Stem(channels, image_shape[0])
+        self.stem = Stem(channels, image_shape[0], augment_dim)
+        channels += augment_dim
         self.block = ODEBlock(
             field=field or ConvField(channels),
             solver=solver or Dopri5(rtol=0.1, atol=0.1, first_step="warm"),

@@ -3,6 +3,7 @@
 from odenet_lightning.studies.cost import Cost
 from odenet_lightning.studies.depth import Depth
 from odenet_lightning.studies.digits import Digits
+from odenet_lightning.studies.dynamics import Dynamics
 from odenet_lightning.studies.evaluate import Evaluate
 from odenet_lightning.studies.flow import Flow
 from odenet_lightning.studies.gradients import Gradients
@@ -19,6 +20,7 @@ STUDIES: dict[str, type[Study]] = {
     "gradients": Gradients,
     "solvers": Solvers,
     "depth": Depth,
+    "dynamics": Dynamics,
     "cost": Cost,
     "paper": Paper,
     "flow": Flow,

@@ -46,17 +46,18 @@ class Depth(Study):
 
     quick: ClassVar[dict[str, Any]] = {"seeds": 2, "epochs": 1, "batch_size": 64}
     sweeps: ClassVar[tuple[str, ...]] = ("seeds", "seed")
+    networks: ClassVar[dict[str, Callable[[], Classifier]]] = NETWORKS
 
     def cases(self) -> list[Row]:
         """Every network with every seed, seed by seed."""
-        return [{"network": name, "seed": self.seed + seed} for seed in range(self.seeds) for name in NETWORKS]
+        return [{"network": name, "seed": self.seed + seed} for seed in range(self.seeds) for name in self.networks]
 
     def measure(self, case: Row) -> Row:
         """Train and test."""
         data = self.data()
         data.batch_size = self.batch_size
         begin = time.perf_counter()
-        make = NETWORKS[str(case["network"])]
+        make = self.networks[str(case["network"])]
         module = train(make, data, self.epochs, int(number(case, "seed")), self.device, self.lr, [EvaluationCounts()])
         seconds = time.perf_counter() - begin
         evaluations = float(module.trainer.callback_metrics.get("nfe/forward", 0))
@@ -72,7 +73,7 @@ class Depth(Study):
     def table(self, rows: list[Row]) -> list[Row]:
         """Mean and 95 % confidence interval (Student's t) of each network."""
         table: list[Row] = []
-        for name in NETWORKS:
+        for name in self.networks:
             mine = [row for row in rows if row["network"] == name]
             values = [100 * number(row, "accuracy") for row in mine]
             if not values:
@@ -105,7 +106,7 @@ class Depth(Study):
         labels = [f"{line['network']}\n{line['parameters']:,} parameters" for line in table]
         accuracy.set_yticks(range(len(table)), labels)
         interval = " and 95 % interval" if number(table[0], "n") > 2 else ""
-        accuracy.set_xlabel(f"test accuracy, %: each seed (dots), mean{interval} (n = {table[0]['n']})")
+        accuracy.set_xlabel(f"test accuracy, %: seeds, mean{interval} (n = {table[0]['n']})")
         seconds.set_xlabel("training, seconds")
         accuracy.invert_yaxis()
         for axes in (accuracy, seconds):

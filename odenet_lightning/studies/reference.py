@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from odenet_lightning.studies.cost import TOLERANCES, Cost
 from odenet_lightning.studies.depth import Depth
+from odenet_lightning.studies.dynamics import POSTS, Dynamics
 from odenet_lightning.studies.markdown import MISSING, markdown, reference, shown
 from odenet_lightning.studies.recipe_tables import choice, recipes, results
 from odenet_lightning.studies.study import Row, Value, number
@@ -101,6 +102,20 @@ def depth() -> str:
     return markdown(("trunk", "parameters", "test accuracy, 95 % interval", "seconds", "n"), lines)
 
 
+def dynamics() -> str:
+    """Accuracy of the post's network with other dynamics."""
+    lines = [
+        [
+            *(str(line["network"]), f"{line['parameters']:,}", f"{line['evaluations']:g}"),
+            *(f"{line['accuracy']} {line['interval']}", str(line["points"] or MISSING)),
+            *(f"{number(line, 'seconds'):.0f}", str(line["n"])),
+        ]
+        for line in Dynamics().table(reference("dynamics"))
+    ]
+    heads = ("field", "parameters", "evaluations", "test accuracy, 95 % interval", f"points against {POSTS}")
+    return markdown((*heads, "seconds", "n"), lines)
+
+
 def cost() -> str:
     """What each regularizer saves and loses against none."""
     lines = [
@@ -164,5 +179,5 @@ TABLES: dict[str, Callable[[], str]] = {
     **{"results": results, "recipes": recipes, "choice": choice},
     **{"steps": lambda: pairs("steps"), "loop": lambda: pairs("loop"), "evaluate": lambda: pairs("evaluate", "s")},
     **{"gradients": gradients, "solvers": solvers, "depth": depth, "cost": cost, "paper": paper, "flow": flow},
-    "digits": digits,
+    **{"digits": digits, "dynamics": dynamics},
 }

@@ -1,9 +1,5 @@
-"""Vector fields f(t, y): the right-hand sides of dy/dt = f(t, y).
+"""Fields made of convolutions and norms, on states `[B, C, H, W]`."""
 
-A field is stateless (no counters, no running statistics) and keeps the shape of the state.
-"""
-
-from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
@@ -13,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 from torch.nn.modules.module import _has_any_global_hook
 
+from odenet_lightning.fields.base import Field
 from odenet_lightning.kernels import FusedStep, Parameters, Plan, evaluate_conv_field, take_conv_field_step
 
 
@@ -32,27 +29,6 @@ def is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
     hooked = any(forward) or any(backward) or _has_any_global_hook()
     return type(module) is kind and not hooked and module._compiled_call_impl is None
-
-
-class Field(nn.Module, ABC):
-    """A vector field, dy/dt = f(t, y).
-
-    Subclass it, implement `forward`, and name the class in a config (`model.net.init_args.field`).
-    Do not count, log or cache in a field: solvers call it a varying number of times, and gradient
-    methods call it again in the backward pass.
-    """
-
-    @abstractmethod
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """Evaluate the field.
-
-        Args:
-            t: time, a scalar tensor; of each image, `[B, 1, 1, 1]`, where a solver solves each by itself.
-            y: state, any shape; a batch of images is `[B, C, H, W]`.
-
-        Returns:
-            dy/dt, with the shape of `y`.
-        """
 
 
 class SameConv(torch.autograd.Function):
