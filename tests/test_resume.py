@@ -119,9 +119,11 @@ def test_killed_and_resumed_is_as_undisturbed(
         assert before.get(tag, []) + after.get(tag, []) == values, tag
 
 
-@pytest.mark.parametrize(("setting", "value", "step"), [("accumulate_grad_batches", "4", 4)])
+@pytest.mark.parametrize(
+    ("setting", "value", "step"), [("accumulate_grad_batches", "4", 4), ("precision", "64-true", 5)]
+)
 def test_killed_under_other_settings(tmp_path: Path, sample_root: Path, setting: str, value: str, step: int) -> None:
-    """After a second epoch's first step, while gradients are added up."""
+    """After a second epoch's first step, while gradients are added up; with weights that float32 would round."""
     flags = [f"--trainer.{setting}", value, "--last.every_n_train_steps", "1", "--trainer.max_epochs", "2"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
