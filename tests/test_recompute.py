@@ -180,6 +180,21 @@ def test_saved_tensors_may_be_moved(gradient: Gradient) -> None:
         torch.testing.assert_close(one, other)
 
 
+@each_that_redoes
+def test_a_hook_of_a_parameter_gets_the_whole_gradient_once(gradient: Gradient) -> None:
+    """Not the part of each step, and then their sum again: it may clip."""
+    hooked: list[Tensor] = []
+    for method in (Backprop(), gradient):
+        block = made(lambda: ConvField(6), Dopri5(1e-3, 1e-3), method)
+        weight, calls = block.field.conv.weight, []  # pyright: ignore
+        weight.register_hook(lambda grad, calls=calls: calls.append(1) or grad * 2)  # pyright: ignore
+        grads_of(block, start())
+        assert len(calls) == 1
+        hooked.append(weight.grad)  # pyright: ignore
+    off = (hooked[1] - hooked[0]).norm() / hooked[0].norm()
+    assert off < (0.1 if isinstance(gradient, Adjoint) else 1e-5)
+
+
 # --- buffers
 
 

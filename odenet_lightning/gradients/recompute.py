@@ -111,10 +111,12 @@ class Recomputation:
     def tensors(self, saved: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors to differentiate by, given the saved parameters; where these differ, they replace the module's.
 
-        They are others under `torch.func.functional_call` and where hooks for saved tensors have moved them.
+        They are others under `torch.func.functional_call` and where hooks for saved tensors have moved them. Those with
+        hooks of their own are replaced, too: a hook is for the whole gradient, once, not for each evaluation's part.
         """
         now = tensors_of(self.field)
-        if all(now[name] is saved[place] for name, place in self.places.items()):
+        has_hooks = any(p._backward_hooks for p in saved)
+        if not has_hooks and all(now[name] is saved[place] for name, place in self.places.items()):
             return saved
         given = [p.detach().requires_grad_(p.requires_grad) for p in saved]
         self.substitutes = {name: given[place] for name, place in self.places.items()}
