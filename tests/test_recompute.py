@@ -195,6 +195,15 @@ def test_a_hook_of_a_parameter_gets_the_whole_gradient_once(gradient: Gradient) 
     assert off < (0.1 if isinstance(gradient, Adjoint) else 1e-5)
 
 
+@each_that_redoes
+def test_a_field_that_was_switched_to_evaluation_before_the_backward_pass_is_refused(gradient: Gradient) -> None:
+    block = made(Normed, Midpoint(num_steps=2), gradient)
+    loss = block(start()).square().mean()
+    block.eval()
+    with pytest.raises(GradientError, match=r"Normed was switched between train\(\) and eval\(\)"):
+        loss.backward()
+
+
 # --- buffers
 
 

@@ -101,7 +101,8 @@ class Recomputation:
         self.autocast = torch.is_autocast_enabled(self.device_type)
         self.autocast_dtype = torch.get_autocast_dtype(self.device_type)
         self.substitutes: dict[str, Tensor] = {}
-        modules = field.modules() if isinstance(field, nn.Module) else ()
+        modules = tuple(field.modules()) if isinstance(field, nn.Module) else ()
+        self.modes = [(module, module.training) for module in modules]
         if parametrize._cache_enabled and any(parametrize.is_parametrized(module) for module in modules):
             raise GradientError(
                 f"{name_of(field)} has parametrizations, whose values parametrize.cached() keeps from a forward pass "
@@ -113,7 +114,15 @@ class Recomputation:
 
         They are others under `torch.func.functional_call` and where hooks for saved tensors have moved them. Those with
         hooks of their own are replaced, too: a hook is for the whole gradient, once, not for each evaluation's part.
+
+        Raises:
+            GradientError: the field was switched between training and evaluation since the forward pass.
         """
+        if any(module.training != mode for module, mode in self.modes):
+            raise GradientError(
+                f"{self.__qualname__} was switched between train() and eval() after the forward pass, so it cannot be "
+                "evaluated again as it was: switch after backward(), or use Backprop"
+            )
         now = tensors_of(self.field)
         has_hooks = any(p._backward_hooks for p in saved)
         if not has_hooks and all(now[name] is saved[place] for name, place in self.places.items()):
