@@ -149,6 +149,34 @@ def test_a_state_of_another_layer_is_named_by_that_layer(gradient: Gradient) -> 
         gradient.solve(Midpoint(num_steps=1), Problem(lambda t, y: y * context, start())).y.sum().backward()
 
 
+class Keeping(nn.Module):
+    """Makes its weight once a solve, and a grid of places once and for all."""
+
+    def __init__(self, once: bool = True) -> None:
+        super().__init__()
+        self.conv, self.once, self.weight, self.grid = nn.Conv2d(6, 6, 3, padding=1), once, None, None
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        if self.grid is None:
+            self.grid = torch.linspace(-1.0, 1.0, y.shape[-1])
+        if self.weight is None or not self.once or float(t) == 0.0:
+            self.weight = self.conv.weight * 2
+        return torch.tanh(F.conv2d(y, self.weight, self.conv.bias, padding=1)) * self.grid
+
+
+@pytest.mark.parametrize("solver", [Midpoint(num_steps=2), Dopri5()], ids=repr)
+@each_that_redoes
+def test_a_tensor_that_a_field_keeps_is_refused_where_its_gradient_would_be_lost(
+    gradient: Gradient, solver: Solver
+) -> None:
+    with pytest.raises(FieldError, match="Keeping keeps weight from one evaluation for the next"):
+        grads_of(made(Keeping, solver, gradient), start())
+    truth, found = (grads_of(made(lambda: Keeping(once=False), solver, g), start()) for g in (Backprop(), gradient))
+    for one, other in zip(truth, found, strict=True):
+        tolerance = 0.1 if isinstance(gradient, Adjoint) else 1e-5
+        assert (other - one).norm() < tolerance * one.norm()  # pyright: ignore
+
+
 @each_gradient
 def test_functional_call_differentiates_by_the_given_parameters(gradient: Gradient) -> None:
     def gradients(params: dict[str, Tensor], block: ODEBlock) -> tuple[Tensor, ...]:
