@@ -322,6 +322,29 @@ def test_a_field_that_works_in_place_is_named(gradient: Gradient, solver: Solver
         block(y0)
 
 
+class Refilling(nn.Module):
+    """Without gradients, fills one buffer again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.filled = nn.Conv2d(6, 6, 3, padding=1), torch.zeros(SHAPE)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        f = torch.tanh(self.conv(y))
+        return f if torch.is_grad_enabled() else self.filled.copy_(f)
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference"])
+@pytest.mark.parametrize(
+    "solver", [RK4(num_steps=2), Dopri5(0.1, 0.1), TorchDiffEq("rk4", options={"step_size": 0.5})], ids=repr
+)
+def test_a_field_that_changes_what_it_has_returned_is_refused(solver: Solver, mode: str) -> None:
+    block = made(Refilling, solver, Backprop())
+    modes = {"no_grad": torch.no_grad, "inference": torch.inference_mode}
+    with pytest.raises(FieldError, match="Refilling changes in place what it has returned"), modes[mode]():
+        block(start())
+
+
 @each_gradient
 def test_a_later_layer_may_work_in_place(gradient: Gradient) -> None:
     truth = grads_of(made(lambda: ConvField(6), Midpoint(num_steps=2), gradient), y0 := start())
