@@ -1,7 +1,12 @@
 """Settings that do not work with Neural ODEs, refused before the first batch."""
 
 from lightning import Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, EMAWeightAveraging, LearningRateFinder
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
@@ -34,6 +39,10 @@ def refuse_unsupported(trainer: Trainer, skips: bool) -> None:
         if isinstance(callback, BatchSizeFinder) and isinstance(getattr(trainer, "datamodule", None), MNISTDataModule):
             raise ValueError(
                 "BatchSizeFinder ends where memory does, and these small images never fill it: give --data.batch_size"
+            )
+        if isinstance(callback, StochasticWeightAveraging):  # it averages after the last checkpoint and validation
+            raise ValueError(
+                "StochasticWeightAveraging leaves its weights in no checkpoint: use EMAWeightAveraging, which does"
             )
         if isinstance(callback, EMAWeightAveraging):
             step, epoch = callback.update_starting_at_step, callback.update_starting_at_epoch

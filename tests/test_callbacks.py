@@ -268,7 +268,6 @@ def test_failure_names_the_checkpoint_that_is_left(
     assert "state_dict" in torch.load(kept, weights_only=True)
 
 
-@pytest.mark.filterwarnings("ignore:Adjoint misses y0")  # of an untrained network at a loose tolerance
 def test_epoch_lines_and_test_report(tmp_path: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = ClassifierModule(ODENet(2, solver=RK4(num_steps=1), gradient=Adjoint()), schedule="constant")
     data = MNISTDataModule(root=str(sample_root), source="sample", batch_size=100)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, StochasticWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
@@ -297,6 +297,13 @@ def test_overfitting_takes_the_same_batches_in_every_epoch(tmp_path: Path, sampl
 def test_the_learning_rate_finder_is_refused(tmp_path: Path) -> None:
     trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[LearningRateFinder()])
     with pytest.raises(ValueError, match=r"LearningRateFinder .* compare a few --model\.optimizer\.lr"):
+        trainer.fit(ClassifierModule(ResNet(2, 1)), FewDigits())
+
+
+def test_an_average_that_no_checkpoint_keeps_is_refused(tmp_path: Path) -> None:
+    """Nor would a resumed run start it when an undisturbed one does."""
+    trainer = trainer_in(tmp_path, max_epochs=2, callbacks=[StochasticWeightAveraging(0.1)])
+    with pytest.raises(ValueError, match=r"StochasticWeightAveraging leaves its weights in no .*EMAWeightAveraging"):
         trainer.fit(ClassifierModule(ResNet(2, 1)), FewDigits())
 
 

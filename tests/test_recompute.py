@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import ConvField
@@ -149,6 +149,34 @@ def test_a_state_of_another_layer_is_named_by_that_layer(gradient: Gradient) -> 
         gradient.solve(Midpoint(num_steps=1), Problem(lambda t, y: y * context, start())).y.sum().backward()
 
 
+class Keeping(nn.Module):
+    """Makes its weight once a solve, and a grid of places once and for all."""
+
+    def __init__(self, once: bool = True) -> None:
+        super().__init__()
+        self.conv, self.once, self.weight, self.grid = nn.Conv2d(6, 6, 3, padding=1), once, None, None
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        if self.grid is None:
+            self.grid = torch.linspace(-1.0, 1.0, y.shape[-1])
+        if self.weight is None or not self.once or float(t) == 0.0:
+            self.weight = self.conv.weight * 2
+        return torch.tanh(F.conv2d(y, self.weight, self.conv.bias, padding=1)) * self.grid
+
+
+@pytest.mark.parametrize("solver", [Midpoint(num_steps=2), Dopri5()], ids=repr)
+@each_that_redoes
+def test_a_tensor_that_a_field_keeps_is_refused_where_its_gradient_would_be_lost(
+    gradient: Gradient, solver: Solver
+) -> None:
+    with pytest.raises(FieldError, match="Keeping keeps weight from one evaluation for the next"):
+        grads_of(made(Keeping, solver, gradient), start())
+    truth, found = (grads_of(made(lambda: Keeping(once=False), solver, g), start()) for g in (Backprop(), gradient))
+    for one, other in zip(truth, found, strict=True):
+        tolerance = 0.1 if isinstance(gradient, Adjoint) else 1e-5
+        assert (other - one).norm() < tolerance * one.norm()  # pyright: ignore
+
+
 @each_gradient
 def test_functional_call_differentiates_by_the_given_parameters(gradient: Gradient) -> None:
     def gradients(params: dict[str, Tensor], block: ODEBlock) -> tuple[Tensor, ...]:
@@ -178,6 +206,30 @@ def test_saved_tensors_may_be_moved(gradient: Gradient) -> None:
         moved = grads_of(block, start())
     for one, other in zip(truth, moved, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@each_that_redoes
+def test_a_hook_of_a_parameter_gets_the_whole_gradient_once(gradient: Gradient) -> None:
+    """Not the part of each step, and then their sum again: it may clip."""
+    hooked: list[Tensor] = []
+    for method in (Backprop(), gradient):
+        block = made(lambda: ConvField(6), Dopri5(1e-3, 1e-3), method)
+        weight, calls = block.field.conv.weight, []  # pyright: ignore
+        weight.register_hook(lambda grad, calls=calls: calls.append(1) or grad * 2)  # pyright: ignore
+        grads_of(block, start())
+        assert len(calls) == 1
+        hooked.append(weight.grad)  # pyright: ignore
+    off = (hooked[1] - hooked[0]).norm() / hooked[0].norm()
+    assert off < (0.1 if isinstance(gradient, Adjoint) else 1e-5)
+
+
+@each_that_redoes
+def test_a_field_that_was_switched_to_evaluation_before_the_backward_pass_is_refused(gradient: Gradient) -> None:
+    block = made(Normed, Midpoint(num_steps=2), gradient)
+    loss = block(start()).square().mean()
+    block.eval()
+    with pytest.raises(GradientError, match=r"Normed was switched between train\(\) and eval\(\)"):
+        loss.backward()
 
 
 # --- buffers
@@ -224,6 +276,28 @@ def test_a_buffer_that_the_field_reads_and_writes_is_as_it_was_at_each_step() ->
         torch.testing.assert_close(one, other)
 
 
+class Normalised(nn.Module):
+    """Spectral norm, whose buffers each evaluation in training improves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = spectral_norm(nn.Conv2d(6, 6, 3, padding=1))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(self.conv(y))
+
+
+@pytest.mark.parametrize("gradient", [Checkpoint(), Checkpoint(slots=1)], ids=repr)
+def test_a_buffer_that_changes_within_a_step_under_error_control_is_refused(gradient: Gradient) -> None:
+    """Its gradient was off by half a per cent; with fixed steps it is right, as it is in evaluation."""
+    with pytest.raises(FieldError, match=r"Normalised gave other values .*spectral norm"):
+        grads_of(made(Normalised, Dopri5(), gradient), start())
+    for solver, is_training in ((Midpoint(num_steps=2), True), (Dopri5(), False)):
+        blocks = [made(Normalised, solver, method).train(is_training) for method in (Backprop(), gradient)]
+        for one, other in zip(*(grads_of(block, start()) for block in blocks), strict=True):
+            torch.testing.assert_close(one, other)
+
+
 # --- in place
 
 
@@ -246,6 +320,29 @@ def test_a_field_that_works_in_place_is_named(gradient: Gradient, solver: Solver
     modes = {"train": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
     with pytest.raises(FieldError, match="Rectified changes its input y in place"), modes[mode]():
         block(y0)
+
+
+class Refilling(nn.Module):
+    """Without gradients, fills one buffer again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.filled = nn.Conv2d(6, 6, 3, padding=1), torch.zeros(SHAPE)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        f = torch.tanh(self.conv(y))
+        return f if torch.is_grad_enabled() else self.filled.copy_(f)
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference"])
+@pytest.mark.parametrize(
+    "solver", [RK4(num_steps=2), Dopri5(0.1, 0.1), TorchDiffEq("rk4", options={"step_size": 0.5})], ids=repr
+)
+def test_a_field_that_changes_what_it_has_returned_is_refused(solver: Solver, mode: str) -> None:
+    block = made(Refilling, solver, Backprop())
+    modes = {"no_grad": torch.no_grad, "inference": torch.inference_mode}
+    with pytest.raises(FieldError, match="Refilling changes in place what it has returned"), modes[mode]():
+        block(start())
 
 
 @each_gradient

@@ -119,6 +119,30 @@ def test_killed_and_resumed_is_as_undisturbed(
         assert before.get(tag, []) + after.get(tag, []) == values, tag
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "step"), [("accumulate_grad_batches", "4", 4), ("precision", "64-true", 5)]
+)
+def test_killed_under_other_settings(tmp_path: Path, sample_root: Path, setting: str, value: str, step: int) -> None:
+    """After a second epoch's first step, while gradients are added up; with weights that float32 would round."""
+    flags = [f"--trainer.{setting}", value, "--last.every_n_train_steps", "1", "--trainer.max_epochs", "2"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    assert command(["fit", "--config", config(whole, sample_root), *flags], whole) == 0
+    kill = {"step": step, "moment": "on_train_batch_end"}
+    assert command(["fit", "--config", config(killed, sample_root, kill), *flags], killed) == -9
+    first, second, undisturbed = (
+        folder / "lightning_logs" / version / "checkpoints/last.ckpt"
+        for folder, version in ((killed, "version_0"), (killed, "version_1"), (whole, "version_0"))
+    )
+    resume = ["--ckpt_path", str(first)]
+    assert command(["fit", "--config", config(killed, sample_root), *flags, *resume], killed) == 0
+    found, wanted = (torch.load(path, weights_only=True) for path in (second, undisturbed))
+    assert found["global_step"] == wanted["global_step"]
+    for name, weight in wanted["state_dict"].items():
+        assert torch.equal(weight, found["state_dict"][name]), name
+
+
 @pytest.mark.filterwarnings("default:a step cost")  # also in the forked process
 @pytest.mark.parametrize("cut", ["budget", "max_steps"])
 def test_a_run_that_ended_within_an_epoch_continues_with_the_rest_of_it(

@@ -503,7 +503,6 @@ def test_kept_weights_are_taken_up_by_the_same_code_on_the_same_machine_only(
     assert len(trained) == 4
 
 
-@pytest.mark.filterwarnings("ignore:Adjoint misses y0")  # of an untrained network at a loose tolerance
 def test_training_that_is_lost_is_done_again(workdir: Path, sample_root: Path) -> None:
     few: dict[str, Any] = {"channels": 1, "points": 2, "steps": 2, "batch_size": 8, "repeats": 1}
     study = Paper(root=str(sample_root), source="sample", **few, tolerances=[0.1])

@@ -99,10 +99,11 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # not while gradients are being added up; an epoch's last step is left to the epoch's end
-        if trainer.global_step == self.step or trainer.is_last_batch:
-            return
+        if trainer.global_step == self.step:
+            return  # not while gradients are being added up
         self.step, every = trainer.global_step, self.every_n_train_steps
+        if trainer.is_last_batch:
+            return  # which is left to the epoch's end
         self.is_preempted = self._is_preempted(trainer)
         if self.is_preempted or (every and trainer.global_step % every == 0):
             self.ends_epoch = 0

@@ -79,4 +79,6 @@ class Restorable(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None:  # Lightning does so after it has loaded, and rounded, the weights
+            self._trainer.precision_plugin.convert_module(self)
         set_warm_steps(self.net, checkpoint.get("warm_steps", []))

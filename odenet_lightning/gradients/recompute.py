@@ -2,10 +2,11 @@
 
 `Checkpoint`, `Reversible` and `Adjoint` do so. All that the field depends on besides t, y and its parameters must then
 be the same: the tensors that replaced its parameters, its buffers, random numbers and autocast. Tensors that are not
-among its parameters cannot be found from the field, and are refused.
+among its parameters cannot be found from the field, and are refused; so are those that it keeps from an evaluation.
 """
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from odenet_lightning.solvers import BackwardStats, FieldError, VectorField
 from odenet_lightning.solvers.evaluation import evaluate, name_of
 from odenet_lightning.solvers.runge_kutta import fused_step
 
+TORCHS_OWN = frozenset(vars(nn.Module()))  # attributes of every module: its parameters, buffers, hooks
 SAMPLED = 64  # entries of a state that are kept, to detect one that differs when recomputed
 
 
@@ -39,6 +41,18 @@ def buffers_of(field: VectorField) -> dict[str, Tensor]:
     if not isinstance(field, nn.Module):
         return {}
     return {name: buffer.clone() for name, buffer in field.named_buffers(remove_duplicate=False)}
+
+
+def held_tensors(field: VectorField) -> Iterator[tuple[str, Tensor]]:
+    """The real tensors that the field's modules hold as plain attributes, or in a list, tuple or dict that is one."""
+    for path, module in field.named_modules() if isinstance(field, nn.Module) else ():
+        for name, value in vars(module).items():
+            if name in TORCHS_OWN:
+                continue
+            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+            for x in held:
+                if isinstance(x, Tensor) and x.is_floating_point():
+                    yield f"{path}.{name}".strip("."), x
 
 
 def sample(y: Tensor) -> Tensor:
@@ -101,20 +115,39 @@ class Recomputation:
         self.autocast = torch.is_autocast_enabled(self.device_type)
         self.autocast_dtype = torch.get_autocast_dtype(self.device_type)
         self.substitutes: dict[str, Tensor] = {}
-        modules = field.modules() if isinstance(field, nn.Module) else ()
+        modules = tuple(field.modules()) if isinstance(field, nn.Module) else ()
+        self.modes = [(module, module.training) for module in modules]
+        self.before = {id(x) for _, x in held_tensors(field)}
+        self.new: set[str] = set()
+        self.t0 = 0.0
         if parametrize._cache_enabled and any(parametrize.is_parametrized(module) for module in modules):
             raise GradientError(
                 f"{name_of(field)} has parametrizations, whose values parametrize.cached() keeps from a forward pass "
                 "without gradients: leave cached() out, or use Backprop"
             )
 
+    def solved(self, t0: float) -> None:
+        """Note which tensors the forward pass, from t0 on, has left in the field's attributes."""
+        self.t0 = t0
+        self.new = {name for name, x in held_tensors(self.field) if id(x) not in self.before}
+
     def tensors(self, saved: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors to differentiate by, given the saved parameters; where these differ, they replace the module's.
 
-        They are others under `torch.func.functional_call` and where hooks for saved tensors have moved them.
+        They are others under `torch.func.functional_call` and where hooks for saved tensors have moved them. Those with
+        hooks of their own are replaced, too: a hook is for the whole gradient, once, not for each evaluation's part.
+
+        Raises:
+            GradientError: the field was switched between training and evaluation since the forward pass.
         """
+        if any(module.training != mode for module, mode in self.modes):
+            raise GradientError(
+                f"{self.__qualname__} was switched between train() and eval() after the forward pass, so it cannot be "
+                "evaluated again as it was: switch after backward(), or use Backprop"
+            )
         now = tensors_of(self.field)
-        if all(now[name] is saved[place] for name, place in self.places.items()):
+        has_hooks = any(p._backward_hooks for p in saved)
+        if not has_hooks and all(now[name] is saved[place] for name, place in self.places.items()):
             return saved
         given = [p.detach().requires_grad_(p.requires_grad) for p in saved]
         self.substitutes = {name: given[place] for name, place in self.places.items()}
@@ -166,12 +199,40 @@ class Recomputation:
             yield
 
     def check_leaves(self, output: Tensor, known: Sequence[Tensor]) -> None:
-        """Refuse a result that depends on tensors with gradients that are not among the known ones.
+        """Refuse a result that depends on tensors with gradients that are not among the known ones, or has lost some.
 
         Raises:
-            FieldError: with the shape of one.
+            FieldError: with the shape of one, or the name of one that the forward pass has computed without gradients
+                and the field has kept.
         """
         refuse_unknown_leaves(self.field, output, known)
+        if not self.new:
+            return
+        kept = {name: x for name, x in held_tensors(self.field) if name in self.new and not x.requires_grad}
+        self.new -= kept.keys()
+        lost = lost_gradients(self.field, self.t0, known[0], kept)
+        if lost:
+            raise FieldError(
+                f"{self.__qualname__} keeps {lost[0]} from one evaluation for the next ones, so no gradient passes "
+                "through it when a step is recomputed: compute it in each evaluation, or use Backprop"
+            )
+
+
+def lost_gradients(field: VectorField, t: float, y: Tensor, kept: Mapping[str, Tensor]) -> list[str]:
+    """Which of the tensors that a field keeps from a forward pass without gradients would have had one.
+
+    Found by an evaluation of a copy of the field, without those tensors.
+    """
+    if not kept or not isinstance(field, nn.Module):
+        return []
+    try:
+        computed = [*kept.values(), *(x for _, x in held_tensors(field) if not x.is_leaf)]  # torch copies leaves only
+        twin = copy.deepcopy(field, {id(x): None for x in computed})
+        with torch.enable_grad():
+            evaluate(twin, t, y.detach())
+    except Exception:  # whatever it says: without them it does not work
+        return list(kept)
+    return [name for name, x in held_tensors(twin) if name in kept and x.requires_grad]
 
 
 def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Tensor]) -> None:

@@ -32,6 +32,14 @@ def in_place_error(field: VectorField) -> FieldError:
     )
 
 
+def overwritten_error(field: VectorField) -> FieldError:
+    """The error for a field whose later evaluations change the tensors that earlier ones returned."""
+    return FieldError(
+        f"{name_of(field)} changes in place what it has returned, which the step still needs: return a new tensor from "
+        "each evaluation (no out=, no buffer that is filled again)"
+    )
+
+
 def evaluate(field: VectorField, t: float | Tensor, y: Tensor) -> Tensor:
     """f(t, y) in the state's own precision: under autocast a field answers in 16 bits, the state must not.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from odenet_lightning.kernels import FusedStep, Plan
 from odenet_lightning.solvers.base import Solver
-from odenet_lightning.solvers.evaluation import evaluate
+from odenet_lightning.solvers.evaluation import evaluate, overwritten_error
 from odenet_lightning.solvers.problem import Problem, Solution, SolverError, SolveStats, Step, VectorField
 from odenet_lightning.solvers.settings import check_positive_number
 from odenet_lightning.solvers.tableau import Tableau
@@ -95,11 +95,15 @@ class RungeKutta(Solver):
             The state at t + h and the stages.
         """
         ks = [evaluate(field, t, y) if k0 is None else k0]
+        versions = [ks[0]._version]
         for row, c in zip(self.tableau.a, self.tableau.c[1:], strict=True):
             ks.append(evaluate(field, t + c * h, add_weighted(y, ks, row, h)))
+            versions.append(ks[-1]._version)
         y1 = add_weighted(y, ks, self.tableau.b, h)
         if with_end:
             ks.append(evaluate(field, t + h, y1))
+        if any(k._version != version for k, version in zip(ks, versions, strict=False)):
+            raise overwritten_error(field)
         return y1, ks
 
     def advance(self, field: VectorField, t: float | Tensor, h: float | Tensor, y: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torchdiffeq
 from torch import Tensor
 
 from odenet_lightning.solvers.base import Solver, check_order
-from odenet_lightning.solvers.evaluation import evaluate, outside_inference_mode
+from odenet_lightning.solvers.evaluation import evaluate, outside_inference_mode, overwritten_error
 from odenet_lightning.solvers.problem import (
     Problem,
     Solution,
@@ -167,6 +167,7 @@ class _CountingField:
         self.field, self.max_nfe = field, max_nfe
         self.evaluations = self.rejected = 0
         self.sizes: list[Tensor] = []
+        self.last: Tensor | None = None  # what was returned last
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         if self.evaluations >= self.max_nfe:
@@ -175,7 +176,12 @@ class _CountingField:
                 "or a larger max_nfe"
             )
         self.evaluations += 1
-        return evaluate(self.field, t, y)
+        before = self.last
+        version = 0 if before is None else before._version
+        self.last = evaluate(self.field, t, y)
+        if before is not None and before._version != version:
+            raise overwritten_error(self.field)
+        return self.last
 
     def stats(self, span: float, step_size: float | None) -> SolveStats:
         """Methods that tell of no steps take equal ones of `step_size`, the last one cut at the end."""
