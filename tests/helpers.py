@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from odenet_lightning.cli import main
 from odenet_lightning.figures import new_figure
 from odenet_lightning.studies import Study
-from odenet_lightning.studies.study import Row, number
+from odenet_lightning.studies.columns import Column, Row
+from odenet_lightning.studies.study import number
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Squares(Study):
 
     quick: ClassVar[dict[str, Any]] = {}
     sweeps: ClassVar[tuple[str, ...]] = ("count", "until", "killed")
-    shown: ClassVar[tuple[str, ...]] = ("number", "square")
+    columns: ClassVar[tuple[Column, ...]] = (Column("number"), Column("square"))
 
     def check(self) -> None:
         pass  # these settings need no sense
@@ -50,6 +51,9 @@ class Squares(Study):
         with Path("squared.txt").open("a") as file:
             file.write(f"{value}\n")
         return {"square": value**self.power, "n": 1}
+
+    def answer(self, rows: list[Row]) -> str:
+        return f"the largest is {max(number(row, 'square') for row in rows):g}."
 
     def draw(self, rows: list[Row]) -> Figure:
         figure = new_figure(3, 3)

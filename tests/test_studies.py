@@ -29,11 +29,11 @@ from odenet_lightning.studies import STUDIES, loop, recipes, run, training
 from odenet_lightning.studies import steps as steps_study
 from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.cost import TOLERANCES, Cost
-from odenet_lightning.studies.depth import half_width
 from odenet_lightning.studies.digits import Digits
 from odenet_lightning.studies.flow import separation
 from odenet_lightning.studies.gradients import GRADIENTS, Gradients
 from odenet_lightning.studies.in_jax import jitted_step
+from odenet_lightning.studies.intervals import half_width
 from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.memory import HeldBytes, LiveBytes
 from odenet_lightning.studies.networks import load_network
