@@ -32,6 +32,7 @@ from odenet_lightning.checkpoints import (
     CheckpointError,
     LastCheckpoint,
     WholeCheckpointIO,
+    checkpoint_name,
     in_slurm,
     is_requeued,
 )
@@ -194,7 +195,7 @@ class CLI(LightningCLI):
         if weights is not None:
             load_weights(self.model, weights)
         if self.trainer.is_global_zero:
-            begin = f", from the weights of {weights}" if weights else ""
+            begin = f", from the weights of {checkpoint_name(weights)}" if weights else ""
             print(f"training {type(net).__name__}, {net.num_params:,} parameters{begin}", flush=True)
 
     def after_fit(self) -> None:
