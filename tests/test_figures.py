@@ -22,6 +22,7 @@ from odenet_lightning.figures import (
     signed_scale,
     tile,
 )
+from tests.helpers import outside
 
 
 def ink(figure: Figure) -> int:
@@ -84,17 +85,6 @@ def test_cells_of_a_confusion_matrix_have_room(classes: int) -> None:
     axes = figure.axes[0]
     cell = axes.get_window_extent().width / classes
     assert max(text.get_window_extent().width for text in axes.texts) < cell
-
-
-def outside(figure: Figure) -> list[str]:
-    """The texts that are cut by the figure's edge."""
-    figure.canvas.draw()
-    edge = figure.bbox.padded(1)
-    off = [axes for axes in figure.axes if not axes.axison]
-    hidden = {label for axes in off for label in (*axes.get_xticklabels(), *axes.get_yticklabels())}
-    shown = [text for text in figure.findobj(Text) if text.get_text().strip() and text not in hidden]
-    boxes = {text.get_text(): text.get_window_extent() for text in shown if isinstance(text, Text)}
-    return [text for text, box in boxes.items() if not (edge.contains(*box.min) and edge.contains(*box.max))]
 
 
 NAMES = ["Weeping willow", "Horse chestnut", "0", "MMMMMMMM WWWWWWWW WWWWWW", "a_very_long_name_without_any_space.png"]

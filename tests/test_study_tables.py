@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from odenet_lightning.studies import STUDIES
 from odenet_lightning.studies.columns import WIDTH, Column, Row, as_text, duration, percent, plain, size
+from odenet_lightning.studies.flow import forward_and_rest
 from odenet_lightning.studies.intervals import half_width, with_interval
 from odenet_lightning.studies.markdown import reference
 from odenet_lightning.studies.pairs import PairStudy
@@ -258,3 +259,9 @@ def test_pairs_are_answered_by_their_rows() -> None:
     assert "takes 0.06 to 0.5 times as long with one way as with another." in study.answer(rows)
     assert study.table([{**rows[0], "n": 1}])[0]["spread"] is None
     assert study.table(rows)[0]["spread"] == "0.5 to 0.5"
+
+
+def test_flow_runs_forwards_and_rests() -> None:
+    order = forward_and_rest(21)
+    assert order[:21] == list(range(21))
+    assert order[21:] == [20] * 10

@@ -47,7 +47,7 @@ def drawn(name: str) -> Figure:
     rows = reference(name)
     kind = STUDIES[name]
     known = {field.name for field in fields(kind)}
-    settings = {key: value for key, value in json.loads(str(rows[0]["config"])).items() if key in known}
+    settings = {key: value for key, value in json.loads(str(rows[-1]["config"])).items() if key in known}
     return kind(**settings).draw(rows)
 
 
