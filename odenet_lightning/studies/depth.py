@@ -132,8 +132,8 @@ class Depth(Study):
         caption(
             figure,
             f"Dots: runs, n = {table[0]['n']} per network; squares: their mean{interval}; bars: median "
-            "time. 'none' is stem and head alone, ResNet-1 and ResNet-6 have residual blocks with weights of their own, ODENet and "
-            "augmented an ODE in three midpoint steps, the latter with additional channels and a wider field.",
+            "time. 'none' is stem and head alone; ResNet-1 and ResNet-6 have residual blocks with their own weights, "
+            "ODENet and augmented an ODE in three midpoint steps, the latter with more channels and a wider field.",
         )
         accuracy.invert_yaxis()
         for axes in (accuracy, seconds):

@@ -177,7 +177,8 @@ class Flow(OneNetwork):
         points, times = self.projected(), self.times()
         figure = new_figure(4.2, 4.2)
         axes = figure.subplots()
-        low, high = points.flatten(0, 1).amin(0).tolist(), points.flatten(0, 1).amax(0).tolist()
+        low, high = points.flatten(0, 1).amin(0), points.flatten(0, 1).amax(0)
+        low, high = (low - 0.04 * (high - low)).tolist(), (high + 0.04 * (high - low)).tolist()  # room for the labels
 
         def show(frame: int) -> list[Any]:
             axes.clear()
