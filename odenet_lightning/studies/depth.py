@@ -107,7 +107,7 @@ class Depth(Study):
             return "no seed has both networks, ODENet and ResNet-1."
         verdict = "yes" if statistics.mean(gains) > 0 else "no, it is worse"
         if not is_decided(gains):
-            verdict = "no, they are indistinguishable" if len(gains) >= FEWEST else f"{len(gains)} runs do not decide"
+            verdict = "no, they are indistinguishable" if len(gains) >= FEWEST else "undecided"
         return (
             f"{verdict}: the ODE gains {with_interval(gains, '+.2f')} points over the residual block with as many "
             f"parameters (n = {len(gains)})."
