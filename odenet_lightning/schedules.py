@@ -26,8 +26,9 @@ def scheduler_of(schedule: Schedule, optimizer: Optimizer, steps: float) -> LRSc
     """
     if steps == float("inf"):
         raise ValueError(
-            f'the schedule "{schedule}" needs an end in steps, which --trainer.max_time does not give: add '
-            "--trainer.max_epochs or --trainer.max_steps, or --model.schedule constant"
+            f'the schedule "{schedule}" needs the run\'s length in steps, and neither --trainer.max_time nor '
+            "--trainer.max_epochs -1 gives it: add --trainer.max_steps 1000 (or another number), or give "
+            "--model.schedule constant"
         )
     if schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=int(steps))

@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from odenet_lightning.cli import main
 from odenet_lightning.figures import new_figure
 from odenet_lightning.studies import Study
-from odenet_lightning.studies.study import Row, number
+from odenet_lightning.studies.columns import Column, Row
+from odenet_lightning.studies.study import number
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Squares(Study):
 
     quick: ClassVar[dict[str, Any]] = {}
     sweeps: ClassVar[tuple[str, ...]] = ("count", "until", "killed")
-    shown: ClassVar[tuple[str, ...]] = ("number", "square")
+    columns: ClassVar[tuple[Column, ...]] = (Column("number"), Column("square"))
 
     def check(self) -> None:
         pass  # these settings need no sense
@@ -51,10 +53,24 @@ class Squares(Study):
             file.write(f"{value}\n")
         return {"square": value**self.power, "n": 1}
 
+    def answer(self, rows: list[Row]) -> str:
+        return f"the largest is {max(number(row, 'square') for row in rows):g}."
+
     def draw(self, rows: list[Row]) -> Figure:
         figure = new_figure(3, 3)
         figure.subplots().plot([number(row, "number") for row in rows], [number(row, "square") for row in rows])
         return figure
+
+
+def outside(figure: Figure) -> list[str]:
+    """The texts that are cut by the figure's edge."""
+    figure.canvas.draw()
+    edge = figure.bbox.padded(1)
+    off = [axes for axes in figure.axes if not axes.axison]
+    hidden = {label for axes in off for label in (*axes.get_xticklabels(), *axes.get_yticklabels())}
+    shown = [text for text in figure.findobj(Text) if text.get_text().strip() and text not in hidden]
+    boxes = {text.get_text(): text.get_window_extent() for text in shown if isinstance(text, Text)}
+    return [text for text, box in boxes.items() if not (edge.contains(*box.min) and edge.contains(*box.max))]
 
 
 def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:

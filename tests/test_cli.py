@@ -1006,3 +1006,16 @@ def test_a_lost_process_names_no_checkpoint_that_is_not_there(
     assert "another process of this run has ended" in error
     last = "lightning_logs/version_0/checkpoints/last.ckpt"
     assert error.endswith(f"the same command with --ckpt_path {last} resumes it" if is_kept else "no checkpoint yet")
+
+
+def test_a_run_limited_by_time_alone(workdir: Path, sample_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The default schedule needs a length in steps; both ways out that the refusal names lead on."""
+    fit = ["fit", *SAMPLE, "--data.root", str(sample_root), *QUICK[:4], "--trainer.max_time", "00:00:00:01"]
+    fit += ["--trainer.max_epochs", "-1", "--model.net", "ResNet", "--trainer.limit_val_batches", "1"]
+    fit += ["--pictures.every_n_epochs", "0", "--trainer.limit_train_batches", "3", "--trainer.log_every_n_steps", "1"]
+    refused = fails(fit, capsys)
+    ways = [["--trainer.max_steps", "1000"], ["--model.schedule", "constant"]]
+    for way in ways:
+        assert " ".join(way) in refused
+        main([*fit, *way])
+        assert "best val/acc" in capsys.readouterr().out

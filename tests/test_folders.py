@@ -118,6 +118,11 @@ def animated(path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
+def thirty_two(path: Path) -> None:
+    """Whole numbers of 32 bits, which do not say which of them is white."""
+    Image.new("I", (8, 8), 3_000).save(path)
+
+
 def turned(path: Path) -> None:
     """Red on the left as the camera held it, which is above when it is upright."""
     picture = Image.new("RGB", (8, 12), "blue")
@@ -135,6 +140,7 @@ def of_mode(mode: str, colour: str) -> Callable[[Path], None]:
     ("name", "make", "expected"),
     [
         ("16.png", sixteen, rgb(127, 127, 127)),
+        ("whole.tiff", thirty_two, rgb(255, 255, 255)),
         ("palette.png", of_mode("P", "red"), rgb(255, 0, 0)),
         ("bit.png", of_mode("1", "white"), rgb(255, 255, 255)),
         ("cmyk.jpg", of_mode("CMYK", "white"), rgb(255, 255, 255)),
@@ -431,7 +437,9 @@ def test_names_of_any_kind_are_kept(pets: Path, workdir: Path, capsys: pytest.Ca
             save(pets / name / f"{index}.png")
     args = ["--data", "FolderDataModule", "--data.root", str(pets), "--data.image_size", "8", "--data.batch_size", "8"]
     main(["fit", *args, "--trainer.max_epochs", "1", "--model.net", "ResNet", "--model.net.blocks", "0", *QUICK, "1"])
-    assert "a\\nb 2" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "a\\nb 2" in out
+    assert "\npictures         pets (" in out
     best = ["--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt"]
     module = ClassifierModule.load_from_checkpoint(best[1])
     assert module.class_names == sorted(["cat", "dog", *names])

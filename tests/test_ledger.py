@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odenet_lightning.studies.ledger import Ledger, as_text, from_cell, to_cell
-from odenet_lightning.studies.study import Row
+from odenet_lightning.studies.columns import Row
+from odenet_lightning.studies.ledger import Ledger, from_cell, to_cell
 
 ROW: Row = {"case": "a", "rtol": 1e-5, "value": 3, "config": "{}"}
 
@@ -106,9 +106,3 @@ def test_rows_with_other_columns_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="other columns"):
         ledger.append({"case": "a"})
     assert Ledger(tmp_path / "rows.csv").rows == [ROW]
-
-
-def test_table_is_aligned() -> None:
-    text = as_text([{"name": "a", "error": 0.000123456, "n": 3}, {"name": "longer", "error": None, "n": 1_000}])
-    assert text.splitlines() == ["  name      error     n", "     a  0.0001235     3", "longer             1000"]
-    assert as_text([]) == "no rows"

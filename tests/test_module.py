@@ -122,7 +122,7 @@ def test_cosine_ends_at_zero(tmp_path: Path) -> None:
 
 
 def test_schedule_needs_an_end(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"needs an end .*max_time.*max_epochs.*, or --model\.schedule constant"):
+    with pytest.raises(ValueError, match=r"needs the run's length in steps.*max_time.*--model\.schedule constant"):
         trainer_in(tmp_path, max_epochs=-1, max_time="00:00:00:10").fit(ClassifierModule(), FewDigits())
 
 

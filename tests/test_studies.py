@@ -29,12 +29,12 @@ from odenet_lightning.studies import STUDIES, loop, phases, recipes, run, traini
 from odenet_lightning.studies import steps as steps_study
 from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.cost import TOLERANCES, Cost
-from odenet_lightning.studies.depth import half_width
 from odenet_lightning.studies.digits import Digits
 from odenet_lightning.studies.dynamics import Dynamics
 from odenet_lightning.studies.flow import separation
 from odenet_lightning.studies.gradients import GRADIENTS, Gradients
 from odenet_lightning.studies.in_jax import jitted_step
+from odenet_lightning.studies.intervals import half_width
 from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.memory import HeldBytes, LiveBytes
 from odenet_lightning.studies.networks import load_network
@@ -99,6 +99,21 @@ def test_a_study_leaves_rows_a_picture_and_tensorboards(squares: dict[str, Any],
     events = EventAccumulator(str(workdir / "study"), size_guidance={"images": 0}).Reload()
     (image,) = events.Images("study")
     assert (image.width, image.height) == (300, 300)
+
+
+def test_a_study_says_what_it_measures_from_the_start(
+    squares: dict[str, Any], workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its question before anything is measured, in a log a line for the first row, and in the end the answer."""
+    with pytest.raises(KeyboardInterrupt):
+        run(Squares(**squares, until=-1), workdir / "study")
+    begun = capsys.readouterr()
+    assert begun.out.startswith("study: Helpers of several test files.")
+    assert begun.err.startswith("study: row 1 of 6: number 0\n")
+    run(Squares(**squares), workdir / "study")
+    out = capsys.readouterr().out
+    assert "answer: the largest is 25." in out
+    assert max(map(len, out.splitlines()[:-2])) <= 80
 
 
 def test_rows_from_elsewhere_are_kept_and_told(

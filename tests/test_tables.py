@@ -6,7 +6,8 @@ from odenet_lightning.studies import markdown
 from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.recipe_tables import duration, recipe_lines
 from odenet_lightning.studies.reference import TABLES
-from odenet_lightning.studies.tables import BLOCK, readmes, with_tables
+from odenet_lightning.studies.tables import BLOCK, DRAWN, drawn, readmes, with_tables
+from tests.helpers import outside
 
 
 def test_every_table_is_in_some_readme() -> None:
@@ -52,3 +53,18 @@ def test_runs_come_before_summaries(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_durations(seconds: list[float], text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("name", [*DRAWN, "steps", "loop", "evaluate"])
+def test_figures_of_the_reference_rows_say_what_they_show(name: str) -> None:
+    """Every panel has a title, the figure a caption, nothing is cut, and logarithmic axes have no ticks in between."""
+    figure = drawn(name)
+    assert not outside(figure)
+    caption = figure.get_supxlabel()
+    assert len(caption) > 40
+    boxes = [text.get_window_extent() for text in figure.texts]
+    for axes in figure.axes:
+        assert axes.get_title()
+        assert not any(box.overlaps(axes.get_window_extent()) for box in boxes)
+        for axis in (axes.xaxis, axes.yaxis):
+            assert axis.get_scale() != "log" or not len(axis.get_minorticklocs())

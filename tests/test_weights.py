@@ -74,7 +74,9 @@ def test_commands_take_them_by_name(workdir: Path, sample_root: Path, capsys: py
     assert "there is no checkpoint defolt (trained networks that come along: default, one_step, record)" in fails(
         ["test", "--ckpt_path", "defolt"], capsys
     )
-    assert "holds weights without the optimiser's state" in fails(["fit", "--ckpt_path", "default"], capsys)
+    refused = fails(["fit", "--ckpt_path", "default"], capsys)
+    assert "error: default holds weights without the optimiser's state" in refused
+    assert refused.endswith("(fit --weights default)"), "by its name, not by where it is installed"
 
 
 def test_own_file_of_that_name_goes_by_its_path(workdir: Path) -> None:

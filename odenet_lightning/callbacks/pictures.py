@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 from typing_extensions import override
 
-from odenet_lightning.callbacks.classifier import class_names, classifier
-from odenet_lightning.figures import draw_confusion, draw_digits, draw_feature_maps, release, shorten
+from odenet_lightning.callbacks.classifier import class_names, classifier, kind_of
+from odenet_lightning.figures import LONGEST, draw_confusion, draw_digits, draw_feature_maps, release, shorten
 from odenet_lightning.trainer import tensorboard
 
 MISTAKES = 32  # misclassified digits drawn
@@ -79,14 +79,15 @@ class Pictures(Callback):
         if tensorboard(trainer) is None or self.example is None:
             return
         wrong = int(counts.sum() - counts.diagonal().sum())
-        names = [shorten(name) for name in class_names(pl_module, len(counts))]
+        names = [shorten(name, 2 * LONGEST) for name in class_names(pl_module, len(counts))]
         add_figure(trainer, "val/confusion", draw_confusion(counts, names))
         images = torch.stack([image for image, _, _ in self.mistakes]) if self.mistakes else self.example[:0]
-        taken = " taken for " if max(map(len, names)) < 5 else "\nfor "
+        taken = " taken for " if max(map(len, names)) < 5 else "\ntaken for\n"
         titles = [f"{names[true]}{taken}{names[predicted]}" for _, true, predicted in self.mistakes]
-        title = f"{wrong} of {int(counts.sum())} validation images wrong"
-        if wrong > len(images):
-            title += f", {len(images)} of them:"
+        shown = "digits" if kind_of(names) == "digit" else "images"
+        title = f"{wrong} of {int(counts.sum())} validation {shown} wrong"
+        title += f", {len(images)} of them" if wrong > len(images) else ""
+        title += f": true {kind_of(names)}, taken for another" if wrong else ""
         add_figure(trainer, "val/misclassified", draw_digits(images, titles, title))
         self._draw_flow(trainer, pl_module, self.example)
 

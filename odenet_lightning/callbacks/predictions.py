@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from odenet_lightning.callbacks.classifier import class_names, classifier
+from odenet_lightning.callbacks.classifier import class_names, classifier, kind_of
 from odenet_lightning.data.picture_files import printable
 from odenet_lightning.figures import contact_sheet
 from odenet_lightning.trainer import datamodule
@@ -62,10 +62,12 @@ class PredictionWriter(Callback):
         unreadable = data.unreadable if data is not None else []
         left_out = f", {len(paths) - len(images)} left out" if len(paths) > len(images) else ""
         paths = paths[: len(images)]  # a limit of batches may leave some out
-        table = Table(paths, probabilities, class_names(pl_module, probabilities.shape[1]))
+        names = class_names(pl_module, probabilities.shape[1])
+        table = Table(paths, probabilities, names)
         table.write(folder / "predictions.csv")
         table.print()
-        sheet = contact_sheet(images, [path.name for path in paths], table.column(0), table.best[0][:, 0].tolist())
+        shown, files = table.best.values[:, 0].tolist(), [path.name for path in paths]
+        sheet = contact_sheet(images, files, table.column(0), shown, kind_of(names))
         sheet.savefig(folder / "predictions.png")
         if any(block.solver.couples_images for block in classifier(pl_module).net.ode_blocks):
             print(

@@ -4,7 +4,7 @@ from odenet_lightning.checkpoints.atomic import CheckpointError, WholeCheckpoint
 from odenet_lightning.checkpoints.best import BestCheckpoint
 from odenet_lightning.checkpoints.last import LastCheckpoint
 from odenet_lightning.checkpoints.read import load_checkpoint
-from odenet_lightning.checkpoints.shipped import checkpoint_file, shipped_names, weights_only
+from odenet_lightning.checkpoints.shipped import checkpoint_file, checkpoint_name, shipped_names, weights_only
 from odenet_lightning.checkpoints.slurm import in_slurm, is_requeued, requeue, watch_for_preemption
 from odenet_lightning.checkpoints.trust import RefusedCheckpoint
 
@@ -20,6 +20,7 @@ __all__ = [
     "is_requeued",
     "load_checkpoint",
     "requeue",
+    "checkpoint_name",
     "shipped_names",
     "watch_for_preemption",
     "weights_only",

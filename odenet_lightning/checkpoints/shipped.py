@@ -35,6 +35,12 @@ def checkpoint_file(name: str | Path) -> Path:
     return FOLDER / f"{name}.ckpt" if isinstance(name, str) and name in shipped_names() else Path(name)
 
 
+def checkpoint_name(path: str | Path) -> str:
+    """What a checkpoint is called on the command line: the name of one that comes with the package, else its path."""
+    path = Path(path)
+    return path.stem if path.parent == FOLDER and path.stem in shipped_names() else str(path)
+
+
 def weights_only(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's weights in float32 and the settings that made its network, without the state of its training."""
     kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}

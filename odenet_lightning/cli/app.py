@@ -9,7 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from odenet_lightning.callbacks import Evaluation, EvaluationCounts, IsODE, Pictures, Resume
-from odenet_lightning.checkpoints import BestCheckpoint, LastCheckpoint, is_requeued
+from odenet_lightning.checkpoints import BestCheckpoint, LastCheckpoint, checkpoint_name, is_requeued
 from odenet_lightning.checkpoints.restorable import OBJECTS
 from odenet_lightning.cli.argv import CommandLine, bare_data
 from odenet_lightning.cli.choices import drawn_seed
@@ -130,7 +130,7 @@ class CLI(LightningCLI):
         if weights is not None:
             load_weights(self.model, weights)
         if self.trainer.is_global_zero:
-            begin = f", from the weights of {weights}" if weights else ""
+            begin = f", from the weights of {checkpoint_name(weights)}" if weights else ""
             print(f"training {type(net).__name__}, {net.num_params:,} parameters{begin}", flush=True)
 
     def after_fit(self) -> None:

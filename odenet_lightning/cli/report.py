@@ -8,6 +8,7 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from odenet_lightning.callbacks.classifier import kind_of
 from odenet_lightning.checkpoints import LastCheckpoint
 from odenet_lightning.checkpoints.best import ACCURACY
 from odenet_lightning.checkpoints.read import kept_model, load_checkpoint
@@ -43,7 +44,7 @@ def accuracy_beside(monitor: str, path: str) -> str:
 
 def end_of_fit(trainer: Trainer, model: ClassifierModule, data: LightningDataModule) -> str:
     """The table printed after a fit."""
-    rows: Rows = [("digits", digits(data))] if isinstance(data, ImageDataModule) else [("data", type(data).__name__)]
+    rows: Rows = [seen(data)] if isinstance(data, ImageDataModule) else [("data", type(data).__name__)]
     rows.append(("trained", f"{trainer.current_epoch} epochs, {trainer.global_step:,} steps"))
     path, score = best_checkpoint(trainer)
     if score is not None:
@@ -58,10 +59,11 @@ def end_of_fit(trainer: Trainer, model: ClassifierModule, data: LightningDataMod
     return "\n" + "\n".join(f"{name:<16} {value}" for name, value in rows)
 
 
-def digits(data: ImageDataModule) -> str:
-    """Which digits a run has seen, and how many."""
+def seen(data: ImageDataModule) -> tuple[str, str]:
+    """Which digits, or pictures of other things, a run has seen, and how many."""
     train, val = (len(data.parts[part]) for part in ("train", "val"))
-    return f"{data.digits_used} ({train:,} to train, {val:,} to validate)"
+    kind = "digits" if kind_of(data.class_names) == "digit" else "pictures"
+    return kind, f"{data.digits_used} ({train:,} to train, {val:,} to validate)"
 
 
 def next_commands(trainer: Trainer, model: ClassifierModule, data: LightningDataModule, path: str) -> Rows:

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from odenet_lightning.checkpoints import checkpoint_name
 from odenet_lightning.checkpoints.read import data_class, kept_data, kept_model, load_checkpoint
 from odenet_lightning.checkpoints.trust import refuse_foreign
 from odenet_lightning.cli.argv import DATA, CommandLine
@@ -25,7 +26,7 @@ def of_checkpoint(path: str, line: CommandLine) -> dict[str, Any]:
     Raises:
         UsageError: it names what the user does not, or was trained on other data.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint, path = load_checkpoint(path), checkpoint_name(path)
     model, data = kept_model(checkpoint.get("hyper_parameters", {})), kept_data(checkpoint)
     remedy = "give the config that it was trained with, too (--config FILE)"
     names = model.pop("class_names", None)  # texts of any kind, which nothing reads as class paths

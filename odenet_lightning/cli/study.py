@@ -16,16 +16,14 @@ def parser_of(args: list[str]) -> Parser:
     parser = Parser(prog=f"{PROGRAM} study", description="Answer a question in rows and a figure.")
     commands = parser.add_subcommands(metavar="NAME")
     for name, kind in STUDIES.items():
-        # the first line of its file is its question
-        question = (sys.modules[kind.__module__].__doc__ or "").splitlines()[0]
-        command = Parser(description=question)
+        command = Parser(description=kind.question())
         command.add_argument("--config", action="config", help="a YAML with settings")
         command.add_argument("--quick", action="store_true", help="a small version, on the sample, in under a minute")
         command.add_argument("--folder", type=str | None, help="folder for its files (lightning_logs/study-NAME)")
         command.add_class_arguments(kind)
         if "--quick" in args:
             command.set_defaults({"source": "sample", **kind.quick})
-        commands.add_subcommand(name, command, help=question)
+        commands.add_subcommand(name, command, help=kind.question())
     return parser
 
 

@@ -83,7 +83,9 @@ def read_picture(path: Path, image_shape: ImageShape) -> Tensor:
         upright = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
     if upright.mode[0] in "IF":  # 16 bits and more, which `convert` would clip
         levels = finite(V.pil_to_tensor(upright).float())
-        largest = 65_535 if upright.mode[0] == "I" else float(levels.max().clamp(min=1))
+        # 32 bits, whole numbers or not, do not say which level is white: the largest is taken for it
+        is_known = upright.mode.startswith("I;16") or picture.format == "PPM"
+        largest = 65_535 if is_known else float(levels.max().clamp(min=1))
         upright = V.to_pil_image((levels / largest * 255).clamp(0, 255).to(torch.uint8))
     plain = upright.convert("RGB" if channels == 3 else "L")
     pixels = V.pil_to_tensor(plain.resize((width, height), Image.Resampling.BILINEAR))

@@ -10,11 +10,12 @@ import torch
 from matplotlib.figure import Figure
 
 from odenet_lightning.block import recorded_solves
-from odenet_lightning.figures import new_figure, series_style
+from odenet_lightning.figures import caption, new_figure, series_style
 from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.regularizers import ErrorEstimate, Jacobian, Kinetic, RandomEnd, Regularizer, Stiffness
 from odenet_lightning.solvers import Dopri5
-from odenet_lightning.studies.depth import half_width
+from odenet_lightning.studies.columns import Column
+from odenet_lightning.studies.intervals import FEWEST, deviation, is_decided, with_interval
 from odenet_lightning.studies.study import Row, Study, number, numbers
 from odenet_lightning.studies.training import train
 
@@ -57,6 +58,18 @@ class Cost(Study):
 
     quick: ClassVar[dict[str, Any]] = {"seeds": 1, "steps": 30, "batch_size": 32, "images_used": 200}
     sweeps: ClassVar[tuple[str, ...]] = ("seeds", "seed")
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("kind", "trained with", is_text=True, says="a regularizer and its weight, of RandomEnd its width"),
+        *(Column(f"evaluations_{tolerance:g}", f"NFE at {tolerance:g}") for tolerance in TOLERANCES),
+        Column("saved", "saved, %", says=f"evaluations (NFE) at {COMPARED:g}, against the same seed without"),
+        Column(
+            "points",
+            "points",
+            says="of accuracy, against the same seed without; from three runs on with 95 % intervals",
+        ),
+        Column("accuracy", "accuracy", says="on test digits"),
+        Column("n", "runs"),
+    )
 
     def cases(self) -> list[Row]:
         """No regularizer, and every one with every strength, for every seed, seed by seed."""
@@ -98,11 +111,12 @@ class Cost(Study):
         """Each strength's means over seeds, and what it saves and loses against none, seed by seed."""
         return [
             {
+                "kind": name if name == NONE else f"{name} {strength:g}",
                 "regularizer": name,
                 "strength": strength,
                 **{f"evaluations_{t:g}": statistics.mean(numbers(group, f"evaluations_{t:g}")) for t in TOLERANCES},
-                "saved": with_interval(against(rows, group, "evaluations", lambda own, none: 100 * (1 - own / none))),
-                "points": with_interval(against(rows, group, "accuracy", lambda own, none: 100 * (own - none))),
+                "saved": with_sign(saved(rows, group)),
+                "points": with_sign(gained(rows, group)),
                 "accuracy": f"{100 * statistics.mean(numbers(group, f'accuracy_{COMPARED:g}')):.2f} %",
                 "seconds": statistics.median(numbers(group, "seconds")),
                 "n": len(group),
@@ -110,24 +124,53 @@ class Cost(Study):
             for (name, strength), group in groups_of(rows).items()
         ]
 
+    def answer(self, rows: list[Row]) -> str:
+        """The regularizers that save evaluations in any case, or the one that saves the most on average."""
+        found = {
+            f"{name} at {strength:g}": (saved(rows, group), gained(rows, group))
+            for (name, strength), group in groups_of(rows).items()
+            if name != NONE
+        }
+        told = {name: f"{name} ({with_sign(less)} %, {with_sign(more)} points)" for name, (less, more) in found.items()}
+        sure = [name for name, (less, _) in found.items() if is_decided(less) and statistics.mean(less) > 0]
+        if sure:
+            return f"evaluations are saved by {', '.join(told[name] for name in sure)}."
+        most = max(found, key=lambda name: statistics.mean(found[name][0]))
+        runs = len(found[most][0])
+        why = "every interval of what is saved includes zero" if runs >= FEWEST else "too few for an interval"
+        return f"undecided with n = {runs}, {why}; on average the most is saved by {told[most]}."
+
     def draw(self, rows: list[Row]) -> Figure:
         """Accuracy against evaluations at each tolerance: means over seeds with their standard deviations."""
-        figure = new_figure(9.6, 3.8)
+        figure = new_figure(9.6, 4.6)
         panels = figure.subplots(1, len(TOLERANCES), sharey=True)
         for axes, tolerance in zip(panels, TOLERANCES, strict=True):
             for index, name in enumerate((NONE, *REGULARIZERS)):
                 mine = {strength: group for (other, strength), group in groups_of(rows).items() if other == name}
+                if not mine:
+                    continue
                 evaluations = [numbers(group, f"evaluations_{tolerance:g}") for group in mine.values()]
                 accuracies = [[100 * a for a in numbers(group, f"accuracy_{tolerance:g}")] for group in mine.values()]
                 x, y = (list(map(statistics.mean, values)) for values in (evaluations, accuracies))
-                errors = {"xerr": list(map(spread, evaluations)), "yerr": list(map(spread, accuracies))}
-                axes.errorbar(x, y, **errors, label=name, elinewidth=0.8, **series_style(index))
-                for strength, place in zip(mine, zip(x, y, strict=True), strict=True):
-                    axes.annotate(strength or "", place, (4, 3), textcoords="offset points", fontsize=7)
-            axes.set(title=f"Dopri5 at {tolerance:g}", xlabel="evaluations (NFE)")
+                spread = [deviation(values) or 0.0 for values in accuracies]
+                label = name if name == NONE else f"{name} {min(mine):g} and {max(mine):g}"
+                style = series_style(index)
+                drawn = axes.errorbar(x, y, spread, elinewidth=0.6, capsize=2, label=label, linewidth=1.2, **style)
+                drawn[0].set_markevery([0])
+                axes.plot(x[1:], y[1:], **{**style, "markersize": 9})  # the stronger one
+            axes.set_title(f"tested by Dopri5 at {tolerance:g}", fontsize=10)
+            axes.set_xlabel("evaluations per solve")
             axes.grid(alpha=0.3)
-        panels[0].set_ylabel("test accuracy, %: mean and sd over seeds")
-        panels[-1].legend(fontsize=8)
+        panels[0].set_ylabel("test accuracy, %")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+        runs = len(next(iter(groups_of(rows).values())))
+        bars = ", bars: the standard deviation of the accuracy" if runs >= FEWEST else ""
+        caption(
+            figure,
+            f"Means over seeds, n = {runs}{bars}. Each regularizer has two strengths, the larger marker the stronger: "
+            "weights, of RandomEnd widths. An evaluation is one of the field f(t, y), counted in batches of "
+            f"{BATCH} test digits.",
+        )
         return figure
 
 
@@ -137,23 +180,24 @@ def groups_of(rows: list[Row]) -> dict[tuple[str, Any], list[Row]]:
     return {key: [row for row in rows if (row["regularizer"], row["strength"]) == key] for key in keys}
 
 
-def against(
-    rows: list[Row], group: list[Row], column: str, compare: Callable[[float, float], float]
-) -> list[float] | None:
-    """A comparison at `COMPARED` of each row with the one of the same seed without a regularizer; None of these."""
+def against(rows: list[Row], group: list[Row], column: str, compare: Callable[[float, float], float]) -> list[float]:
+    """A comparison at `COMPARED` of each row with the one of the same seed without a regularizer; none of these."""
     none = {row["seed"]: number(row, f"{column}_{COMPARED:g}") for row in rows if row["regularizer"] == NONE}
     if group[0]["regularizer"] == NONE:
-        return None
+        return []
     return [compare(number(row, f"{column}_{COMPARED:g}"), none[row["seed"]]) for row in group]
 
 
-def spread(values: list[float]) -> float:
-    """Standard deviation; 0 of a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def saved(rows: list[Row], group: list[Row]) -> list[float]:
+    """Per cent of the evaluations, seed by seed."""
+    return against(rows, group, "evaluations", lambda own, none: 100 * (1 - own / none))
 
 
-def with_interval(values: list[float] | None) -> str | None:
-    """The mean, with its 95 % interval (Student's t) where there are three or more."""
-    if values is None:
-        return None
-    return f"{statistics.mean(values):+.2f}" + (f" ± {half_width(values):.2f}" if len(values) > 2 else "")
+def gained(rows: list[Row], group: list[Row]) -> list[float]:
+    """Points of accuracy, seed by seed."""
+    return against(rows, group, "accuracy", lambda own, none: 100 * (own - none))
+
+
+def with_sign(values: list[float]) -> str | None:
+    """The mean difference with its interval."""
+    return with_interval(values, "+.2f") if values else None

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
-from scipy import stats
 
 from odenet_lightning.callbacks import EvaluationCounts
-from odenet_lightning.figures import COLOURS, new_figure
+from odenet_lightning.figures import COLOURS, caption, new_figure
 from odenet_lightning.models import AugmentedODENet, Classifier, ODENet, ResNet
 from odenet_lightning.solvers import Midpoint
+from odenet_lightning.studies.columns import Column, duration
+from odenet_lightning.studies.intervals import FEWEST, half_width, is_decided, plus_minus, with_interval
 from odenet_lightning.studies.study import Row, Study, number
 from odenet_lightning.studies.training import train, trainer_for
 
@@ -47,6 +48,18 @@ class Depth(Study):
     quick: ClassVar[dict[str, Any]] = {"seeds": 2, "epochs": 1, "batch_size": 64}
     sweeps: ClassVar[tuple[str, ...]] = ("seeds", "seed")
     networks: ClassVar[dict[str, Callable[[], Classifier]]] = NETWORKS
+    explained: ClassVar[str] = (
+        "'none' is stem and head alone; ResNet-1 and ResNet-6 have residual blocks with their own weights, ODENet and "
+        "augmented an ODE in three midpoint steps, the latter with more channels and a wider field."
+    )
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("network", is_text=True, says='"none" is stem and head alone'),
+        Column("accuracy", "test accuracy", says="mean over the runs, from three on with its 95 % interval"),
+        Column("parameters", "parameters"),
+        Column("seconds", "training", duration, says="median time of the runs"),
+        Column("evaluations", "NFE", says="evaluations of the field per solve in training"),
+        Column("n", "runs", says="one per seed"),
+    )
 
     def cases(self) -> list[Row]:
         """Every network with every seed, seed by seed."""
@@ -81,8 +94,7 @@ class Depth(Study):
             table.append(
                 {
                     "network": name,
-                    "accuracy": f"{statistics.mean(values):.2f} %",
-                    "interval": f"± {half_width(values):.2f}" if len(values) > 2 else None,
+                    "accuracy": plus_minus(statistics.mean(values), half_width(values), unit=" %"),
                     "parameters": mine[0]["parameters"],
                     "seconds": statistics.median(number(row, "seconds") for row in mine),
                     "evaluations": mine[0]["evaluations"],
@@ -91,30 +103,43 @@ class Depth(Study):
             )
         return table
 
+    def answer(self, rows: list[Row]) -> str:
+        """The ODE against the residual block with as many parameters, seed by seed."""
+        accuracy = {(row["network"], row["seed"]): 100 * number(row, "accuracy") for row in rows}
+        seeds = [seed for name, seed in accuracy if name == "ODENet" and ("ResNet-1", seed) in accuracy]
+        gains = [accuracy["ODENet", seed] - accuracy["ResNet-1", seed] for seed in seeds]
+        if not gains:
+            return "no seed has both networks, ODENet and ResNet-1."
+        verdict = "yes" if statistics.mean(gains) > 0 else "no, it is worse"
+        if not is_decided(gains):
+            verdict = "no, they are indistinguishable" if len(gains) >= FEWEST else "undecided"
+        return (
+            f"{verdict}: the ODE gains {with_interval(gains, '+.2f')} points over the residual block with as many "
+            f"parameters (n = {len(gains)})."
+        )
+
     def draw(self, rows: list[Row]) -> Figure:
         """Each seed as a dot, the mean with its interval, and the training time."""
-        figure = new_figure(8.3, 3.6)
+        figure = new_figure(8.3, 4.2)
         accuracy, seconds = figure.subplots(1, 2, width_ratios=[2.2, 1], sharey=True)
         table = self.table(rows)
         for place, line in enumerate(table):
             values = [100 * number(row, "accuracy") for row in rows if row["network"] == line["network"]]
             accuracy.plot(values, [place - 0.18] * len(values), "o", color=COLOURS[6], markersize=4)
-            # for two runs, Student's t gives an interval a dozen times as wide as their difference
-            width = half_width(values) if len(values) > 2 else 0.0
+            width = half_width(values)
             accuracy.errorbar(statistics.mean(values), place, xerr=width, fmt="s", color=COLOURS[0], capsize=4)
             seconds.barh(place, number(line, "seconds"), height=0.5, color=COLOURS[3], edgecolor="black")
         labels = [f"{line['network']}\n{line['parameters']:,} parameters" for line in table]
         accuracy.set_yticks(range(len(table)), labels)
-        interval = " and 95 % interval" if number(table[0], "n") > 2 else ""
-        accuracy.set_xlabel(f"test accuracy, %: seeds, mean{interval} (n = {table[0]['n']})")
-        seconds.set_xlabel("training, seconds")
+        accuracy.set_title("test accuracy, %", fontsize=10)
+        seconds.set_title("training, seconds", fontsize=10)
+        interval = " with its 95 % interval (Student's t)" if number(table[0], "n") >= FEWEST else ""
+        caption(
+            figure,
+            f"Dots: runs, n = {table[0]['n']} per network; squares: their mean{interval}; bars: median time. "
+            + self.explained,
+        )
         accuracy.invert_yaxis()
         for axes in (accuracy, seconds):
             axes.grid(alpha=0.3, axis="x")
         return figure
-
-
-def half_width(values: list[float]) -> float:
-    """Half the 95 % confidence interval of a mean, by Student's t."""
-    quantile = float(stats.t.ppf(0.975, len(values) - 1))
-    return quantile * statistics.stdev(values) / len(values) ** 0.5

@@ -1,5 +1,6 @@
 """Do other dynamics classify better? Of second order, with friction, and with weights that change over t."""
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -7,8 +8,9 @@ from typing import Any, ClassVar
 from odenet_lightning.fields import Field, Galerkin, HeavyBall, SecondOrder
 from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.solvers import Midpoint
-from odenet_lightning.studies.cost import with_interval
+from odenet_lightning.studies.columns import Column, duration
 from odenet_lightning.studies.depth import Depth
+from odenet_lightning.studies.intervals import is_decided, with_interval
 from odenet_lightning.studies.study import Row, number
 
 
@@ -51,12 +53,48 @@ class Dynamics(Depth):
         "SecondOrder, velocity of the stem": network(SecondOrder, channels=12),
     }
 
-    def table(self, rows: list[Row]) -> list[Row]:
-        """As in `Depth`, with the difference from the post's field, seed by seed."""
+    explained: ClassVar[str] = (
+        "All take three midpoint steps. Galerkin's weights are functions of t, in three terms; SecondOrder and "
+        "HeavyBall have 6 channels of velocities, 'augmented' as many of zeros, with dynamics of first order."
+    )
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("network", is_text=True),
+        Column("accuracy", "test accuracy", says="mean over the runs, from three on with its 95 % interval"),
+        Column("points", f"points against {POSTS}", says="of per cent, seed by seed"),
+        Column("parameters", "parameters"),
+        Column("seconds", "training", duration, says="median time of the runs"),
+        Column("n", "runs", says="one per seed"),
+    )
+
+    def gains(self, rows: list[Row]) -> dict[str, list[float]]:
+        """Points that each network gains over the post's, seed by seed."""
         posts = {row["seed"]: number(row, "accuracy") for row in rows if row["network"] == POSTS}
-        lines = super().table(rows)
-        for line in lines:
-            mine = [row for row in rows if row["network"] == line["network"] != POSTS and row["seed"] in posts]
-            gained = [100 * (number(row, "accuracy") - posts[row["seed"]]) for row in mine]
-            line["points"] = with_interval(gained or None)
-        return lines
+        return {
+            name: [
+                100 * (number(row, "accuracy") - posts[row["seed"]])
+                for row in rows
+                if row["network"] == name and row["seed"] in posts
+            ]
+            for name in self.networks
+            if name != POSTS
+        }
+
+    def table(self, rows: list[Row]) -> list[Row]:
+        """As in `Depth`, with the difference from the post's field."""
+        gains = self.gains(rows)
+        return [
+            {**line, "points": with_interval(gained, "+.2f") if (gained := gains.get(str(line["network"]))) else None}
+            for line in super().table(rows)
+        ]
+
+    def answer(self, rows: list[Row]) -> str:
+        """Which networks differ from the post's by more than chance, and by how much the best does."""
+        gains = {name: gained for name, gained in self.gains(rows).items() if gained}
+        if not gains:
+            return f"no seed has {POSTS} and another field."
+        decided = [name for name, gained in gains.items() if is_decided(gained)]
+        best = max(gains, key=lambda name: statistics.mean(gains[name]))
+        told = f"the best is {best}, by {with_interval(gains[best], '+.2f')} points (n = {len(gains[best])})."
+        if decided:
+            return f"different from {POSTS}: {'; '.join(decided)}; {told}"
+        return f"none is distinguishable from {POSTS}; {told}"

@@ -1,5 +1,6 @@
 """What does the ODE do to a digit? Its state y(t) from t = 0 to 1."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -11,9 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from odenet_lightning.figures import SIGNED, new_figure, tile
+from odenet_lightning.figures import PAPER, caption, new_figure, signed_scale, tile
 from odenet_lightning.models import CLASSES
 from odenet_lightning.solvers import Dopri5
+from odenet_lightning.studies.columns import Column, percent
 from odenet_lightning.studies.networks import OneNetwork
 from odenet_lightning.studies.study import Row, number
 
@@ -42,7 +44,13 @@ class Flow(OneNetwork):
 
     quick: ClassVar[dict[str, Any]] = {"frames": 9, "images_used": 250, "epochs": 8}
     sweeps: ClassVar[tuple[str, ...]] = ("frames",)
-    shown: ClassVar[tuple[str, ...]] = ("t", "accuracy", "norm", "direction", "separation", "n")
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("t"),
+        Column("accuracy", "head accuracy", percent, says="of the trained head when given y(t) instead of y(1)"),
+        Column("norm", "|y(t)|", says="mean Euclidean norm of the state"),
+        Column("direction", "cosine", says="of the angle between dy/dt at t and at 0, its mean over the digits"),
+        Column("separation", "separation", says="variance between the classes over the variance within them"),
+    )
 
     def times(self) -> list[float]:
         """Evenly spaced in [0, 1]."""
@@ -90,6 +98,16 @@ class Flow(OneNetwork):
             "n": len(labels),
         }
 
+    def answer(self, rows: list[Row]) -> str:
+        """How accuracy, separation and direction change from t = 0 to 1."""
+        first, last = rows[0], rows[-1]
+        angle = math.degrees(math.acos(max(-1.0, min(1.0, number(last, "direction")))))
+        return (
+            f"from t = 0 to 1 it takes the head's accuracy from {percent(number(first, 'accuracy'))} to "
+            f"{percent(number(last, 'accuracy'))} and the classes' separation from {first['separation']:.2f} to "
+            f"{last['separation']:.2f}, while dy/dt turns by {angle:.0f} degrees."
+        )
+
     @torch.no_grad()
     def projected(self) -> Tensor:
         """States on two axes, `[T, N, 2]`."""
@@ -101,18 +119,25 @@ class Flow(OneNetwork):
 
     def draw(self, rows: list[Row]) -> Figure:
         """Projections at three times, curves over t, feature maps of a few digits."""
-        figure = new_figure(8.3, 8.6)
-        grid = figure.add_gridspec(3, 1, height_ratios=[2.7, 2.3, 3.6])
+        figure = new_figure(8.3, 8.9)
+        grid = figure.add_gridspec(3, 1, height_ratios=[2.7, 2.2, 3.5])
         top, middle, bottom = (figure.add_subfigure(cell) for cell in grid)
         points, times = self.projected(), self.times()
         panels = top.subplots(1, len(PANELS), sharex=True, sharey=True)
         for axes, t in zip(panels, PANELS, strict=True):
             self._scatter(axes, points[times.index(t)])
-            axes.set_title(f"t = {t:g}", fontsize=10)
-        panels[0].set_ylabel("2nd principal component of y(1)", fontsize=8)
+            axes.set_title(f"{len(points[0])} digits at t = {t:g}", fontsize=10)
+        panels[0].set_ylabel("2nd component", fontsize=8)
         panels[1].set_xlabel("1st principal component of y(1)", fontsize=8)
         draw_curves(middle.subplots(1, 3), rows)
         self._maps(bottom.subplots(1, DRAWN))
+        caption(
+            figure,
+            "Top: states y(t), each drawn as its label, on the first two principal components of y(1). Head accuracy: "
+            "of the trained head when given y(t) instead of y(1). Separation: variance between the classes over the "
+            "variance within them. Cosine: of the angle between dy/dt at t and at 0, mean over the digits. Bottom: "
+            "channels of the state, one colour scale for all, white at 0.",
+        )
         return figure
 
     def _scatter(self, axes: Axes, points: Tensor) -> None:
@@ -131,28 +156,29 @@ class Flow(OneNetwork):
         digits = classes[[0, len(classes) // 2, -1]].tolist()
         chosen = [int((labels == digit).nonzero()[0]) for digit in digits]
         drawn = states[[times.index(t) for t in MAPS]][:, chosen, :6].cpu()
-        limit = float(drawn.abs().max())
         for axes, digit, maps in zip(panels, digits, drawn.unbind(1), strict=True):
             sheet = tile(maps.transpose(0, 1).flatten(0, 1), len(MAPS), 2, fill=float("nan"))
-            axes.imshow(sheet.numpy(), cmap=SIGNED, vmin=-limit, vmax=limit)
+            axes.imshow(sheet.numpy(), **signed_scale(drawn))
+            axes.set_facecolor(PAPER)
             size = maps.shape[-1] + 2
             axes.set_xticks([i * size + size / 2 for i in range(len(MAPS))], [f"{t:g}" for t in MAPS], fontsize=8)
             rows = range(maps.shape[1])
             axes.set_yticks([i * size + size / 2 for i in rows], [str(i + 1) for i in rows], fontsize=8)
             axes.set_xlabel("t", fontsize=9)
-            axes.set_title(f"y(t) of a {self.data().class_names[digit]}", fontsize=10)
+            axes.set_title(f"channels of y(t) of a {self.data().class_names[digit]}", fontsize=10)
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
         panels[0].set_ylabel("channel", fontsize=9)
-        bar = panels[0].figure.colorbar(panels[0].images[0], ax=list(panels), shrink=0.8, pad=0.02)
+        bar = panels[0].figure.colorbar(panels[0].images[0], ax=list(panels), shrink=0.8, pad=0.02, extend="both")
         bar.set_label("state y(t)", fontsize=9)
 
     def extras(self, rows: list[Row]) -> None:
-        """Write the projection as an animation, `flow.gif`, that runs to t = 1, rests there and runs back."""
+        """Write the projection as an animation, `flow.gif`, that runs to t = 1 and rests there."""
         points, times = self.projected(), self.times()
         figure = new_figure(4.2, 4.2)
         axes = figure.subplots()
-        low, high = points.flatten(0, 1).amin(0).tolist(), points.flatten(0, 1).amax(0).tolist()
+        low, high = points.flatten(0, 1).amin(0), points.flatten(0, 1).amax(0)
+        low, high = (low - 0.04 * (high - low)).tolist(), (high + 0.04 * (high - low)).tolist()  # room for the labels
 
         def show(frame: int) -> list[Any]:
             axes.clear()
@@ -162,16 +188,21 @@ class Flow(OneNetwork):
             axes.set_title(f"t = {times[frame]:.2f}: head accuracy {accuracy:.1%}", fontsize=10)
             return []
 
-        order = [*range(len(times)), *[len(times) - 1] * (len(times) // 4), *reversed(range(len(times)))]
+        order = forward_and_rest(len(times))
         animated = animation.FuncAnimation(figure, show, frames=order, blit=False, cache_frame_data=False)
         writer = animation.PillowWriter(fps=max(1, round(len(order) / SECONDS)))
         animated.save(self.folder / "flow.gif", writer=writer)
 
 
+def forward_and_rest(frames: int) -> list[int]:
+    """The order in which an animation shows its frames: forward, and the last one as long as half of them."""
+    return [*range(frames), *[frames - 1] * (frames // 2)]
+
+
 def draw_curves(panels: Any, rows: list[Row]) -> None:
     """Accuracy, separation and direction over t."""
     scale = {"accuracy": 100.0, "separation": 1.0, "direction": 1.0}
-    labels = ("accuracy of the head on y(t), %", "separation of the classes", "cosine of dy/dt with dy/dt at t = 0")
+    labels = ("head accuracy on y(t), %", "separation of the classes", "cosine of dy/dt with dy/dt at 0")
     for axes, key, label in zip(panels, scale, labels, strict=True):
         axes.plot([row["t"] for row in rows], [scale[key] * number(row, key) for row in rows], color="black")
         axes.set_xlabel("t")

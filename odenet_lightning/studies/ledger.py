@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from odenet_lightning.studies.study import Row, Value
+from odenet_lightning.studies.columns import Row, Value
 
 
 def to_cell(value: Value) -> str:
@@ -86,16 +86,3 @@ class Ledger:
         self.columns, self.cut = list(row), b""
         # as it will be read back
         self.rows.append({key: from_cell(to_cell(value)) for key, value in row.items()})
-
-
-def as_text(rows: Sequence[Row]) -> str:
-    """Rows as an aligned table."""
-    if not rows:
-        return "no rows"
-
-    def shown(value: Value) -> str:
-        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    lines = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -4,11 +4,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from odenet_lightning.studies.columns import MISSING, Row, Value
 from odenet_lightning.studies.ledger import Ledger
-from odenet_lightning.studies.study import Row, Value
 
 LOGS = Path(__file__).parents[2] / "lightning_logs"
-MISSING = "-"
 
 
 def reference(study: str, file: str = "rows.csv") -> list[Row]:

@@ -8,10 +8,12 @@ from typing import ClassVar
 
 from matplotlib.figure import Figure
 
-from odenet_lightning.figures import COLOURS, new_figure
+from odenet_lightning.figures import COLOURS, caption, log_axis, new_figure
+from odenet_lightning.studies.columns import Column, duration
 from odenet_lightning.studies.study import Row, Study, number
 
 Way = Callable[[], float]  # does the work once and returns its milliseconds
+ANSWERED = 2  # pairs of ways in a study's answer, the first ones
 FEW = 7  # from so many pairs on, quartiles are given instead of extremes
 
 
@@ -29,6 +31,21 @@ def summary(pairs: Sequence[tuple[float, float]]) -> Row:
     }
 
 
+def in_ms(value: float) -> str:
+    """A time in milliseconds in the unit that it is counted in."""
+    return duration(value / 1e3)
+
+
+def two_digits(value: float) -> str:
+    """A ratio."""
+    return f"{value:.2g}"
+
+
+def spread_of(row: Row) -> str:
+    """Of the ratios."""
+    return f"{two_digits(number(row, 'low'))} to {two_digits(number(row, 'high'))}"
+
+
 @dataclass
 class PairStudy(Study):
     """A study whose cases are pairs of ways, named `a` and `b` in each case, with `batch` images per step.
@@ -42,7 +59,15 @@ class PairStudy(Study):
     warm_up: ClassVar[int] = 0
     # what one measurement is, as the figure's axis says
     work: ClassVar[str] = ""
-    shown: ClassVar[tuple[str, ...]] = ("a", "b", "batch", "a_ms", "b_ms", "ratio", "low", "high", "n")
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("ways", "A / B", is_text=True),
+        Column("batch", says="images per step"),
+        Column("a_ms", "time of A", in_ms, says="median"),
+        Column("b_ms", "time of B", in_ms),
+        Column("ratio", "ratio", two_digits, says="of the times of A and B, median over the pairs"),
+        Column("spread", says=f"of the ratios: their quartiles, of fewer than {FEW} pairs the extremes"),
+        Column("n", "pairs"),
+    )
 
     @abstractmethod
     def ways(self, case: Row) -> tuple[Way, Way]:
@@ -56,9 +81,26 @@ class PairStudy(Study):
             b()
         return summary([(a(), b()) for _ in range(self.repeats)])
 
+    def table(self, rows: list[Row]) -> list[Row]:
+        """The rows, with both ways in one column, and the spread of the ratios; none of a single pair."""
+        return [
+            {**row, "ways": f"{row['a']} / {row['b']}", "spread": spread_of(row) if number(row, "n") > 1 else None}
+            for row in rows
+        ]
+
+    def answer(self, rows: list[Row]) -> str:
+        """How the first ways compare, over all batches and tolerances."""
+        told = []
+        for a, b in list(dict.fromkeys((row["a"], row["b"]) for row in rows))[:ANSWERED]:
+            ratios = sorted(
+                {f"{number(row, 'ratio'):.2g}" for row in rows if (row["a"], row["b"]) == (a, b)}, key=float
+            )
+            told.append(f"{' to '.join(dict.fromkeys((ratios[0], ratios[-1])))} times as long with {a} as with {b}")
+        return f"{self.work} takes {', and '.join(told)}."
+
     def draw(self, rows: list[Row]) -> Figure:
         """Each pair's ratio with its spread, on a logarithmic scale around 1."""
-        figure = new_figure(8.3, 1.3 + 0.5 * len(rows))
+        figure = new_figure(8.3, 1.7 + 0.5 * len(rows))
         axes = figure.subplots()
         for place, row in enumerate(rows):
             ratio, low, high = (number(row, key) for key in ("ratio", "low", "high"))
@@ -69,17 +111,14 @@ class PairStudy(Study):
         axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(rows)), [self.label(row) for row in rows], fontsize=8)
         axes.set_ylim(len(rows) - 0.4, -0.8)
-        axes.set_xscale("log", base=2)
         ends = [number(row, key) for row in rows for key in ("low", "high")]
-        low, high = min(0.5, *ends) * 0.8, max(2, *ends) * 1.25
-        axes.set_xlim(low, high)
-        ticks = [2.0**power for power in range(-6, 7) if low <= 2.0**power <= high]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        spread = "quartiles" if number(rows[0], "n") >= FEW else "extremes"
-        figure.supxlabel(
-            f"time of A / time of B for {self.work}: median and {spread}, n = {rows[0]['n']} pairs", fontsize=9
-        )
+        axes.set_xlim(min(0.5, *ends) * 0.8, max(2, *ends) * 1.25)
+        log_axis(axes, "x", base=2)
+        pairs = int(number(rows[0], "n"))
+        spread = "" if pairs == 1 else " and quartiles" if pairs >= FEW else " and extremes"
+        axes.set_title("time of A / time of B", fontsize=10)
         axes.grid(alpha=0.3, axis="x")
+        caption(figure, f"For {self.work}, timed in turn: median{spread} of n = {pairs} ratio{'s'[: pairs != 1]}.")
         return figure
 
     @staticmethod

@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
 
-from odenet_lightning.figures import COLOURS, new_figure
+from odenet_lightning.figures import COLOURS, caption, new_figure
+from odenet_lightning.studies.columns import Column, duration
 from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.recipes import BUILT_IN, digest, fit_arguments
 from odenet_lightning.studies.study import Row, Study, number
 
 # in the order of a run; the first is before the trainer exists, the last after the fit has ended
 PHASES = ("start", "loop", "training", "validation", "pictures", "is_ode", "checkpoints", "exit")
+TITLES = {"checkpoints": "check- points"}
 BAR_COLOURS = (*COLOURS, "#f0e442")
 
 
@@ -40,7 +42,12 @@ class Phases(Study):
 
     quick: ClassVar[dict[str, Any]] = {"runs": 1, "epochs": 1}
     sweeps: ClassVar[tuple[str, ...]] = ("configs", "runs")
-    shown: ClassVar[tuple[str, ...]] = ("recipe", *PHASES, "total", "n")
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("recipe", is_text=True),
+        *(Column(phase, TITLES.get(phase, phase), duration) for phase in PHASES),
+        Column("total", "total", duration, says="medians of the runs"),
+        Column("n", "runs"),
+    )
 
     def cases(self) -> list[Row]:
         """The recipes in turn, as often as each is run."""
@@ -70,6 +77,17 @@ class Phases(Study):
         names = dict.fromkeys(str(row["recipe"]) for row in rows)
         return [median(name, [row for row in rows if row["recipe"] == name]) for name in names]
 
+    def answer(self, rows: list[Row]) -> str:
+        """The share of the time that trains, and what takes most of the rest."""
+        told = []
+        for line in self.table(rows):
+            share = {phase: number(line, phase) / number(line, "total") for phase in PHASES}
+            most = max((phase for phase in PHASES if phase != "training"), key=share.__getitem__)
+            told.append(
+                f"{line['recipe']}: {share['training']:.0%} trains; of the rest most is {most}, {share[most]:.0%}"
+            )
+        return "; ".join(told) + "."
+
     def draw(self, rows: list[Row]) -> Figure:
         """A bar per recipe, one phase after the other."""
         lines = self.table(rows)
@@ -83,6 +101,9 @@ class Phases(Study):
         axes.set_yticks(range(len(lines)), [f"{line['recipe']} (n = {line['n']})" for line in lines])
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_xlabel("seconds, medians")
+        caption(
+            figure, "start: until the trainer exists; loop: what is left within the fit, such as loading and logging."
+        )
         figure.legend(loc="outside upper center", ncols=len(PHASES), fontsize=8, handlelength=1, columnspacing=1)
         return figure
 

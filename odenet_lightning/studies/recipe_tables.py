@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from odenet_lightning.studies.columns import Row, Value
 from odenet_lightning.studies.markdown import MISSING, markdown, percent, reference, shown, spread
-from odenet_lightning.studies.study import Row, Value, number
+from odenet_lightning.studies.study import number
 
 SAMPLE = 500  # test digits of the sample; MNIST has 10,000
 

@@ -9,12 +9,15 @@ from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from odenet_lightning.figures import COLOURS, new_figure
+from odenet_lightning.figures import COLOURS, caption, new_figure
 from odenet_lightning.models import Classifier
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5
+from odenet_lightning.studies.columns import Column, duration
 from odenet_lightning.studies.command import run_command
+from odenet_lightning.studies.intervals import deviation, plus_minus
 from odenet_lightning.studies.networks import load_network
 from odenet_lightning.studies.study import Row, Study, number
 from odenet_lightning.studies.training import trainer_for
@@ -43,6 +46,15 @@ class Recipes(Study):
 
     quick: ClassVar[dict[str, Any]] = {"configs": [BUILT_IN], "seeds": 1, "epochs": 1}
     sweeps: ClassVar[tuple[str, ...]] = ("configs", "seeds", "seed")
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("recipe", is_text=True),
+        Column("epochs"),
+        Column("parameters"),
+        Column("accuracy", "test accuracy", says="mean and, from three runs on, standard deviation"),
+        Column("retest", f"Dopri5 at {RETEST:g}", says="the same weights under this solver"),
+        Column("seconds", "time", duration, says="of the whole command, median"),
+        Column("runs", says="one per seed"),
+    )
 
     def check(self) -> None:
         """Refuse configs that are not there, or that rows could not tell apart."""
@@ -104,10 +116,22 @@ class Recipes(Study):
             for name, group in by_recipe(rows).items()
         ]
 
+    def answer(self, rows: list[Row]) -> str:
+        """The most accurate recipe."""
+        table = self.table(rows)
+        means = {
+            name: statistics.mean(number(row, "accuracy") for row in group) for name, group in by_recipe(rows).items()
+        }
+        best = max(table, key=lambda line: means[str(line["recipe"])])
+        retest = f", {best['retest']} under Dopri5 at {RETEST:g}" if best["retest"] else ""
+        runs = f"{best['runs']} run{'s'[: best['runs'] != 1]} of {duration(number(best, 'seconds'))}"
+        best_of = f"the most accurate of {len(table)} recipes is {best['recipe']}" if len(table) > 1 else best["recipe"]
+        return f"{best_of}: test accuracy {best['accuracy']}{retest} ({runs})."
+
     def draw(self, rows: list[Row]) -> Figure:
         """Each run's accuracy, tested (filled) and tested again (open), a line per recipe."""
         groups = by_recipe(rows)
-        figure = new_figure(8.3, 1.4 + 0.5 * len(groups))
+        figure = new_figure(8.3, 1.8 + 0.5 * len(groups))
         axes = figure.subplots()
         for place, group in enumerate(groups.values()):
             for key, shift, fill in (("accuracy", -0.12, COLOURS[2]), ("retest", 0.12, "white")):
@@ -115,7 +139,9 @@ class Recipes(Study):
                 axes.plot(values, [place + shift] * len(values), "o", color=COLOURS[2], markerfacecolor=fill)
         axes.set_yticks(range(len(groups)), [f"{name} (n = {len(group)})" for name, group in groups.items()])
         axes.set_ylim(len(groups) - 0.5, -0.5)
-        axes.set_xlabel(f"test accuracy, %: as trained (filled), under Dopri5 at {RETEST:g} (open)")
+        axes.set_title("test accuracy, %", fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
+        caption(figure, f"One dot per run, n runs: as trained (filled), and under Dopri5 at {RETEST:g} (open).")
         axes.grid(alpha=0.3, axis="x")
         return figure
 
@@ -141,9 +167,8 @@ def by_recipe(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def mean_and_sd(rows: list[Row], key: str) -> str | None:
-    """Percent, with the standard deviation over runs where there are several."""
+    """Percent, with the standard deviation over runs where there are three or more."""
     values = [100 * number(row, key) for row in rows if row[key] is not None]
     if not values:
         return None
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f} %{spread}"
+    return plus_minus(statistics.mean(values), deviation(values), unit=" %")

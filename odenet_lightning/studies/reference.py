@@ -3,18 +3,20 @@
 import statistics
 from collections.abc import Callable
 
+from odenet_lightning.studies.columns import Row, Value
 from odenet_lightning.studies.cost import TOLERANCES, Cost
 from odenet_lightning.studies.depth import Depth
 from odenet_lightning.studies.dynamics import POSTS, Dynamics
 from odenet_lightning.studies.markdown import MISSING, markdown, reference, shown
 from odenet_lightning.studies.recipe_tables import choice, recipes, results
-from odenet_lightning.studies.study import Row, Value, number
+from odenet_lightning.studies.solvers import TITLES
+from odenet_lightning.studies.study import number
 
 MIB = 2**20
 
 # names in rows -> clearer ones in tables
 NAMES = {
-    "midpoint, two steps": "one midpoint step, two in the last epoch",
+    **TITLES,
     "its evaluations, stem and head alone": "the same evaluations, stem and head without a solver",
 }
 
@@ -95,7 +97,7 @@ def depth() -> str:
     lines = [
         [
             *(str(line["network"]), f"{line['parameters']:,}"),
-            *(f"{line['accuracy']} {line['interval']}", f"{number(line, 'seconds'):.0f}", str(line["n"])),
+            *(str(line["accuracy"]), f"{number(line, 'seconds'):.0f}", str(line["n"])),
         ]
         for line in Depth().table(reference("depth"))
     ]

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import math
 import platform
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,8 +19,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from odenet_lightning.figures import release
-from odenet_lightning.studies.ledger import Ledger, as_text
+from odenet_lightning.studies.columns import as_text, paragraph
+from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.study import Row, Study
+
+SAID = 30  # characters of a case beside a bar
+PAUSE = 5.0  # seconds between the lines of a log
 
 COMPARED = ("version", "commit", "torch", "hardware", "threads")
 
@@ -83,6 +90,7 @@ def run(study: Study, folder: Path) -> list[Row]:
     Raises:
         ValueError: rows.csv there is not this study's, or another run is at work in the folder.
     """
+    print(paragraph(f"{folder.name}: {study.question()}", "  "), flush=True)
     study.check()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -102,16 +110,31 @@ def measure(study: Study, folder: Path) -> list[Row]:
     missing = [case for case, row in zip(cases, known, strict=True) if row is None]
     if len(missing) < len(cases):
         print(f"{len(cases) - len(missing)} of {len(cases)} rows are there already ({ledger.path})")
-    for case in tqdm(missing, desc=folder.name, unit="row", disable=None, file=sys.stderr):
+    for case in told(missing, folder.name):
         # a case's own seed replaces the study's
         ledger.append({**case, **study.measure(case), **{k: v for k, v in source.items() if k not in case}})
     rows = [row for row in ledger.find(cases, str(source["config"])) if row is not None]
     publish(study.draw(rows), folder, len(rows))
     study.extras(rows)
-    print(as_text(study.table(rows)))
+    print(as_text(study.table(rows), study.columns))
+    print("\n" + paragraph(f"answer: {study.answer(rows)}", "  "))
     files = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".csv", ".png", ".gif")))
     print(f"\n{len(rows)} rows: {folder} ({files})\ncurves   tensorboard --logdir {folder.parent}", flush=True)
     return rows
+
+
+def told(cases: list[Row], name: str) -> Iterator[Row]:
+    """The cases one by one, each named on the screen while it is measured: beside a bar, or in the lines of a log."""
+    said_at = -math.inf
+    with tqdm(total=len(cases), desc=name, unit="row", disable=None, file=sys.stderr) as bar:
+        for index, case in enumerate(cases):
+            said = ", ".join(f"{key} {value}" for key, value in case.items() if value is not None)
+            bar.set_postfix_str(said[:SAID])
+            if bar.disable and time.monotonic() > said_at + PAUSE:
+                print(f"{name}: row {index + 1} of {len(cases)}: {said}", file=sys.stderr, flush=True)
+                said_at = time.monotonic()
+            yield case
+            bar.update()
 
 
 def warn_of_others(rows: list[Row], source: Row) -> None:

@@ -17,6 +17,7 @@ from odenet_lightning.gradients import Backprop, Checkpoint, Gradient
 from odenet_lightning.kernels import library
 from odenet_lightning.models import ODENet
 from odenet_lightning.solvers import Dopri5
+from odenet_lightning.studies.columns import Column, percent
 from odenet_lightning.studies.in_jax import jitted_step
 from odenet_lightning.studies.other_libraries import Block, by_torchdiffeq, by_torchode, in_operators
 from odenet_lightning.studies.pairs import PairStudy, Way
@@ -79,7 +80,12 @@ class Steps(PairStudy):
     work: ClassVar[str] = "a training step"
     quick: ClassVar[dict[str, Any]] = {"batch_sizes": [16], "repeats": 7}
     sweeps: ClassVar[tuple[str, ...]] = ("batch_sizes", "compile")
-    shown: ClassVar[tuple[str, ...]] = ("a", "b", "batch", "rtol", "a_ms", "b_ms", "ratio", "low", "high", "share", "n")
+    columns: ClassVar[tuple[Column, ...]] = (
+        *PairStudy.columns[:2],
+        Column("rtol", "rtol", says="tolerance, rtol = atol"),
+        *PairStudy.columns[2:],
+        Column("share", form=percent, says="of the multiply-adds that the threads could do in the time of A"),
+    )
 
     def cases(self) -> list[Row]:
         """Every pair at every batch size."""

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +17,7 @@ from torch import Tensor
 from odenet_lightning.checkpoints.read import data_class, kept_data, load_checkpoint
 from odenet_lightning.data import FolderDataModule, MNISTDataModule, Source, normalise
 from odenet_lightning.models import CLASSES, IMAGE_SHAPE
-
-Value = str | int | float | bool | None
-Row = dict[str, Value]
+from odenet_lightning.studies.columns import Column, Row
 
 # of the float64 solves that others are compared with. The relu's kinks leave a solve's error at some twenty times its
 # tolerance, and make smaller tolerances take minutes
@@ -62,14 +61,19 @@ class Study(ABC):
     quick: ClassVar[dict[str, Any]] = {}
     # fields that choose the cases: a row does not depend on them
     sweeps: ClassVar[tuple[str, ...]] = ()
-    # columns of the printed table
-    shown: ClassVar[tuple[str, ...]] = ()
+    # of the printed table, whose rows `table` makes
+    columns: ClassVar[tuple[Column, ...]] = ()
 
     def __post_init__(self) -> None:
         # the folder of this study's files, and the rows' provenance; `run` sets both
         self.folder = Path()
         self.provenance: Row = {}
         self.digits: MNISTDataModule | None = None
+
+    @classmethod
+    def question(cls) -> str:
+        """The study's question: the first line of its file."""
+        return (sys.modules[cls.__module__].__doc__ or "").splitlines()[0]
 
     @property
     def checkpoint(self) -> str | None:
@@ -98,8 +102,12 @@ class Study(ABC):
         """Draw what was measured."""
 
     def table(self, rows: list[Row]) -> list[Row]:
-        """The table printed at the end."""
-        return [{key: row[key] for key in self.shown} for row in rows]
+        """The rows of the table printed at the end."""
+        return rows
+
+    @abstractmethod
+    def answer(self, rows: list[Row]) -> str:
+        """One sentence, computed from the rows, that answers the study's question; printed below the table."""
 
     def extras(self, rows: list[Row]) -> None:  # noqa: B027 -- most have none
         """Write further files into the study's folder."""

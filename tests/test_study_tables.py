@@ -1,0 +1,267 @@
+"""The tables and sentences that studies print: within a terminal's width, complete, and computed from the rows."""
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from odenet_lightning.studies import STUDIES
+from odenet_lightning.studies.columns import WIDTH, Column, Row, as_text, duration, percent, plain, size
+from odenet_lightning.studies.flow import forward_and_rest
+from odenet_lightning.studies.intervals import half_width, with_interval
+from odenet_lightning.studies.markdown import reference
+from odenet_lightning.studies.pairs import PairStudy
+from odenet_lightning.studies.recipes import mean_and_sd
+
+NETWORKS = ("none", "ResNet-1", "ODENet")
+
+
+def made(name: str, **settings: Any) -> Any:
+    return STUDIES[name](**settings)
+
+
+def values(column: Column) -> st.SearchStrategy[Any]:
+    """What rows may have in a column: with the widest names and numbers that studies measure."""
+    if column.is_text:
+        words = [
+            "Adjoint as in torchdiffeq",
+            "one evaluation, PyTorch's operators",
+            "ErrorEstimate at 10",
+            "a_very_" * 9,
+        ]
+        return st.sampled_from(words)
+    if column.form is percent:
+        return st.floats(0, 1)
+    if column.form is plain:
+        numbers = st.floats(1e-6, 99_999)
+        texts = (
+            st.sampled_from(["98.36 % ± 0.13", "-9.02 ± 75.38"]) if column.key in ("accuracy", "retest") else st.none()
+        )
+        return st.one_of(st.none(), numbers, st.integers(0, 99_999), texts)
+    return st.one_of(st.none(), st.floats(1e-6, 99_999))  # seconds, milliseconds or bytes
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data(), st.sampled_from(list(STUDIES)), st.integers(1, 6))
+def test_every_studys_table_fits_a_terminal(data: st.DataObject, name: str, count: int) -> None:
+    columns = STUDIES[name].columns
+    rows = [{column.key: data.draw(values(column)) for column in columns} for _ in range(count)]
+    text = as_text(rows, columns)
+    assert max(map(len, text.splitlines())) <= WIDTH, text
+
+
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_the_reference_rows_fit_a_terminal_and_are_answered(name: str) -> None:
+    rows = [row for row in reference(name) if row.get("seconds", 0) is not None or name != "recipes"]
+    study = made(name, **({"source": "sample"} if name == "digits" else {}))
+    lines = as_text(study.table(rows), study.columns).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert not re.search(r"\bnan\b|None|inf\b", "\n".join(lines))
+    answer = study.answer(rows)
+    assert answer.endswith(".")
+    assert not re.search(r"nan|None", answer)
+
+
+def test_a_table_is_aligned_and_explained() -> None:
+    columns = (
+        Column("name", is_text=True),
+        Column("error"),
+        Column("bytes", "kept", size, says="the most held"),
+        Column("empty"),
+    )
+    rows: list[Row] = [
+        {"name": "a", "error": 0.000123456, "bytes": 10 * 2**20, "empty": None},
+        {"name": "longer", "error": None, "bytes": 512, "empty": None},
+    ]
+    assert as_text(rows, columns).splitlines() == [
+        "name       error       kept",
+        "a       0.000123   10.0 MiB",
+        "longer         -  512 bytes",
+        "",
+        "kept: the most held",
+    ]
+    assert as_text([], columns) == "no rows"
+
+
+def test_what_is_the_same_in_all_rows_makes_room() -> None:
+    columns = (Column("name", is_text=True), *(Column(f"number{index}") for index in range(9)))
+    rows: list[Row] = [
+        {"name": name, **{f"number{index}": 7 if index else place for index in range(9)}}
+        for place, name in enumerate(("unbreakable-name", "another-such-name"))
+    ]
+    text = as_text(rows, columns)
+    assert "in all rows: number1 7, number2 7" in text
+    assert "unbreakable-name" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (duration(0.0123), "12.3 ms"),
+        (duration(4.2e-5), "42 us"),
+        (duration(95.0), "95 s"),
+        (duration(150.0), "2.5 min"),
+        (size(12_345_678), "11.8 MiB"),
+        (plain(1234), "1,234"),
+        (plain(0.00123), "0.00123"),
+        (percent(0.98), "98.00 %"),
+    ],
+)
+def test_sizes_that_people_read(text: str, said: str) -> None:
+    assert text == said
+
+
+def test_two_runs_have_no_interval() -> None:
+    assert half_width([1.0, 2.0]) is None
+    assert with_interval([1.0, 3.0], unit=" %") == "2.00 %"
+    assert "±" in with_interval([1.0, 2.0, 3.0])
+    rows: list[Row] = [{"accuracy": value} for value in (0.98, 0.99)]
+    assert mean_and_sd(rows, "accuracy") == "98.50 %"
+    assert mean_and_sd([*rows, {"accuracy": 0.97}], "accuracy") == "98.00 % ± 1.00"
+    lines = made("depth").table(depth_rows([0.1, 0.1]))
+    assert not any("±" in str(line["accuracy"]) for line in lines)
+
+
+def depth_rows(gains: list[float]) -> list[Row]:
+    """Runs in which the ODE is better by so many points."""
+    common = {"parameters": 10_000, "seconds": 1.0, "evaluations": 6}
+    return [
+        {**common, "network": name, "seed": seed, "accuracy": 0.9 + (gain / 100 if name == "ODENet" else 0)}
+        for seed, gain in enumerate(gains)
+        for name in NETWORKS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ([0.5, 0.6, 0.7], "yes: the ODE gains +0.60 ± 0.25 points"),
+        ([-0.5, -0.6, -0.7], "no, it is worse: the ODE gains -0.60 ± 0.25"),
+        ([0.5, -0.6, 0.2], "no, they are indistinguishable"),
+        ([0.5, 0.6], "undecided: the ODE gains +0.55 points"),
+    ],
+)
+def test_depth_is_answered_by_its_rows(gains: list[float], said: str) -> None:
+    assert said in made("depth").answer(depth_rows(gains))
+
+
+@pytest.mark.parametrize(("images", "said"), [(640, "no: at 128"), (16, "yes: at 128")])
+def test_gradients_are_answered_by_their_rows(images: int, said: str) -> None:
+    common = {"rtol": None, "n": 5, "nfe_forward": 128}
+    rows: list[Row] = [
+        {
+            **common,
+            "gradient": "Backprop",
+            "num_steps": 64,
+            "images_per_gib": images,
+            "peak_bytes": 100,
+            "seconds": 1.0,
+        },
+        {**common, "gradient": "Checkpoint", "num_steps": 64, "images_per_gib": 9, "peak_bytes": 20, "seconds": 1.5},
+        {**common, "gradient": "Adjoint", "num_steps": 64, "n": 0, "images_per_gib": None, "nfe_forward": None},
+    ]
+    answer = made("gradients").answer(rows)
+    assert answer.startswith(said)
+    assert f"{images / 32:.1f} batches of 32" in answer
+    assert "0.20 of its peak memory in 1.50 of its time" in answer
+
+
+@pytest.mark.parametrize(("accurate", "said"), [(0.88, "has learned its solver"), (0.979, "is an ODE")])
+def test_solvers_are_answered_by_their_rows(accurate: float, said: str) -> None:
+    rows: list[Row] = [
+        {"network": "one Euler step", "solver": solver, "num_steps": steps, "rtol": rtol, "relative_error": error}
+        | {"accuracy": accuracy, "n": 1_000}
+        for solver, steps, rtol, error, accuracy in (
+            ("Euler", 1, None, 0.4, 0.98),
+            ("Midpoint", 1, None, 0.1, 0.99),
+            ("Dopri5", None, 1e-6, 1e-5, accurate),
+        )
+    ]
+    answer = made("solvers").answer(rows)
+    assert said in answer
+    assert f"98.00 % with 1 Euler step, {100 * accurate:.2f} % with Dopri5 at 1e-06" in answer
+
+
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        ([20.0, 21.0, 22.0], "evaluations are saved by Kinetic at 0.1 (+21.00 ± 2.48 %"),
+        ([20.0, -21.0, 22.0], "undecided with n = 3, every interval of what is saved includes zero"),
+        ([20.0, 21.0], "undecided with n = 2, too few for an interval; on average the most is saved by Kinetic at 0.1"),
+    ],
+)
+def test_cost_is_answered_by_its_rows(saved: list[float], said: str) -> None:
+    rows: list[Row] = []
+    for seed, less in enumerate(saved):
+        for name, strength, evaluations in (("none", None, 100.0), ("Kinetic", 0.1, 100.0 - less)):
+            tolerances = {f"evaluations_{t:g}": evaluations for t in (1e-3, 1e-4, 1e-5)}
+            accuracies = {f"accuracy_{t:g}": 0.9 for t in (1e-3, 1e-4, 1e-5)}
+            rows.append({"regularizer": name, "strength": strength, "seed": seed, **tolerances, **accuracies})
+    assert said in made("cost").answer(rows)
+
+
+def test_paper_is_answered_by_its_rows() -> None:
+    rows: list[Row] = [{"rtol": None, "nfe_forward": work} for work in (26, 32)]
+    rows += [
+        {"rtol": 10.0**-power, "nfe_forward": 20 * power, "nfe_backward": 30 * power, "relative_error": 10.0**-power}
+        for power in (1, 2, 3)
+    ]
+    answer = made("paper").answer(rows)
+    assert "the error falls with every tighter tolerance" in answer
+    assert "grow during training (26 to 32)" in answer
+    assert "takes 1.5 times" in answer
+    assert "does not fall" in made("paper").answer([*rows, {**rows[-1], "rtol": 1e-4, "relative_error": 1.0}])
+    assert "do not grow" in made("paper").answer([rows[1], rows[0], *rows[2:]])
+
+
+def test_flow_is_answered_by_its_rows() -> None:
+    rows: list[Row] = [
+        {"accuracy": 0.358, "separation": 0.26, "direction": 1.0},
+        {"accuracy": 0.992, "separation": 0.35, "direction": 0.5},
+    ]
+    answer = made("flow").answer(rows)
+    assert "from 35.80 % to 99.20 %" in answer
+    assert "from 0.26 to 0.35, while dy/dt turns by 60 degrees" in answer
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(80, "are no harder"), (92, "are harder"), (None, "all digits are right")])
+def test_digits_are_answered_by_their_rows(wrong: int | None, said: str) -> None:
+    rows: list[Row] = [
+        {"label": label, "correct": True, "evaluations": 80 + 6 * (label == 3) + place, "confidence": 0.9}
+        for label, place in itertools.product((3, 5, 7), range(4))
+    ]
+    if wrong is not None:
+        rows += [{"label": 5, "correct": False, "evaluations": wrong + place, "confidence": 0.5} for place in range(3)]
+    answer = made("digits", source="sample").answer(rows)
+    assert said in answer
+    if wrong is None:
+        assert answer.startswith("class 3 takes the most evaluations (87.5), class 5 the fewest (81.5)")
+
+
+def test_recipes_are_answered_by_their_rows() -> None:
+    common = {"epochs": 3, "parameters": 10_564, "seconds": 17.0, "retest": None}
+    rows: list[Row] = [
+        {**common, "recipe": name, "accuracy": accuracy} for name, accuracy in (("a.yaml", 0.98), ("b.yaml", 0.99))
+    ]
+    answer = made("recipes").answer(rows)
+    assert answer == "the most accurate of 2 recipes is b.yaml: test accuracy 99.00 % (1 run of 17 s)."
+    assert made("recipes").answer(rows[:1]) == "a.yaml: test accuracy 98.00 % (1 run of 17 s)."
+
+
+def test_pairs_are_answered_by_their_rows() -> None:
+    row: Row = {"a": "one way", "b": "another", "batch": 16, "a_ms": 1.0, "b_ms": 2.0, "n": 7}
+    rows = [{**row, "ratio": ratio, "low": ratio, "high": ratio} for ratio in (0.5, 0.06)]
+    study = made("loop")
+    assert isinstance(study, PairStudy)
+    assert "takes 0.06 to 0.5 times as long with one way as with another." in study.answer(rows)
+    assert study.table([{**rows[0], "n": 1}])[0]["spread"] is None
+    assert study.table(rows)[0]["spread"] == "0.5 to 0.5"
+
+
+def test_flow_runs_forwards_and_rests() -> None:
+    order = forward_and_rest(21)
+    assert order[:21] == list(range(21))
+    assert order[21:] == [20] * 10
