@@ -6,40 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import Tensor
 
-from odenet_lightning.block import ODEBlock
 from odenet_lightning.certificate import Certificate, accurate_solver, certify
 from odenet_lightning.cli.main import main
-from odenet_lightning.gradients import Adjoint, Backprop, Gradient
+from odenet_lightning.gradients import Adjoint, Backprop
 from odenet_lightning.gradients import Reversible as ReversibleGradient
-from odenet_lightning.models import Classifier, Composed, ResNet
-from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, Reversible, Solver
-
-ANGLE = 1.2
-
-
-class Rotation(nn.Module):
-    """dy/dt = angle (-y_2, y_1), and a decay of y_2's own: y(1) is y(0) turned by the angle, where that is 0."""
-
-    def __init__(self, decay: float = 0.0) -> None:
-        super().__init__()
-        self.angle, self.decay = nn.Parameter(torch.tensor(ANGLE)), decay
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        first, second = y.unbind(1)
-        return torch.stack([-self.angle * second - self.decay * first, self.angle * first - self.decay * second], 1)
-
-
-def network(solver: Solver, gradient: Gradient | None = None, decay: float = 0.0) -> Composed:
-    """Points `[B, 2]`, turned, and which of the two coordinates is larger."""
-    return Composed(nn.Identity(), nn.Identity(), ODEBlock(Rotation(decay), solver, gradient or Backprop()))
-
-
-def points(count: int) -> Tensor:
-    """On a circle of radius 3."""
-    angles = torch.arange(count) * (2 * math.pi / count)
-    return 3 * torch.stack([angles.cos(), angles.sin()], 1)
+from odenet_lightning.models import Classifier, ResNet
+from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, Reversible
+from tests.problems import ANGLE, network, points
 
 
 def certificate(net: Classifier, count: int = 720) -> Certificate:

@@ -18,7 +18,7 @@ from odenet_lightning import MNISTDataModule
 from odenet_lightning.cli import main
 from odenet_lightning.data import DataError, Digits, datasets, download, load_sample, sample
 from odenet_lightning.data.datasets import RELATIVES, raw_folder
-from tests.conftest import write_idx
+from tests.digits import write_idx
 
 
 def test_parts_are_disjoint_and_complete(sample_root: Path) -> None:

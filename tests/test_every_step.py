@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from tests.processes import command
-from tests.test_resume import curves
+from tests.training import curves
 
 STEPS = 12  # an epoch
 LIMITS = {"steps": {"max_steps": 2 * STEPS}, "epochs": {"max_epochs": 2}}

@@ -8,17 +8,15 @@ import pytest
 import torch
 import yaml
 from lightning import Callback, Trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 
 from odenet_lightning import ClassifierModule, ODENet
 from odenet_lightning.callbacks import Resume
 from odenet_lightning.solvers import Euler
 from tests.processes import command
-from tests.test_module import sgd, trainer_in
+from tests.training import curves, sgd, trainer_in
 
 EPOCHS, BATCHES = 3, 11
-SCALARS = ("train/loss", "train/acc", "val/acc", "val/loss", "nfe/forward", "nfe/val_forward", "lr")
 
 
 def config(
@@ -66,19 +64,6 @@ def checkpoints(folder: Path) -> list[Path]:
     """All checkpoints below, the one of the most steps last."""
     found = folder.rglob("*.ckpt")
     return sorted(found, key=lambda path: torch.load(path, weights_only=True)["global_step"])
-
-
-def curves(folder: Path, before: int | None = None) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every curve, of steps below `before`.
-
-    In the order of steps: event files of one second are read in the order of their names, which end in a process id.
-    """
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {
-        tag: sorted((e.step, e.value) for e in events.Scalars(tag) if before is None or e.step < before)
-        for tag in SCALARS
-        if tag in events.Tags()["scalars"]
-    }
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,8 @@ from odenet_lightning.studies.recipes import Recipes, digest
 from odenet_lightning.studies.solvers import Solvers
 from odenet_lightning.studies.steps import Steps
 from odenet_lightning.studies.study import Row, number
-from tests.helpers import Squares
 from tests.processes import run as run_in_process
+from tests.squares import Squares
 
 PROVENANCE = {"seed", "version", "commit", "torch", "hardware", "threads", "config"}
 

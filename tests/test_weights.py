@@ -19,7 +19,7 @@ from odenet_lightning.data.image_folder import read_digit
 from odenet_lightning.data.picture_files import load_pictures
 from odenet_lightning.exporting.fixed import predicted
 from odenet_lightning.trained import load_trained
-from tests.test_cli import fails
+from tests.helpers import fails
 
 # test accuracy of each, in per cent, as measured when it was made
 ACCURACY = {"default": 98.51, "one_step": 98.63, "record": 99.62}
