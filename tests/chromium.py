@@ -1,24 +1,16 @@
 """A browser, and servers to wait for."""
 
-import os
 import shutil
-import subprocess
 import time
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from tests.debian import install
+
 
 def browser() -> str | None:
     """Chromium, installed with its driver where that is possible (root on Debian)."""
-    if (
-        None in map(shutil.which, ("chromium", "chromedriver"))
-        and shutil.which("apt-get") is not None
-        and os.geteuid() == 0
-    ):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        install = ["install", "-y", "-qq", "--no-install-recommends", "chromium", "chromium-driver"]
-        for command in (["update", "-qq"], install):
-            subprocess.run(["apt-get", *command], env=environment, capture_output=True, timeout=600, check=False)
+    install(("chromium", "chromedriver"), ("--no-install-recommends", "chromium", "chromium-driver"))
     return shutil.which("chromium")
 
 

@@ -21,6 +21,12 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for folders of tests; for single files and tests none beside this one, which starts sooner."""
+    return 2 if any(Path(arg).is_dir() for arg in config.args) else 0
+
+
 @pytest.fixture(scope="session")
 def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder whose sample is parsed and cached already."""

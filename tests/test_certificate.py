@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
+from torch import Tensor, nn
 
 from odenet_lightning.certificate import Certificate, accurate_solver, certify
 from odenet_lightning.cli.main import main
 from odenet_lightning.gradients import Adjoint, Backprop
 from odenet_lightning.gradients import Reversible as ReversibleGradient
-from odenet_lightning.models import Classifier, ResNet
+from odenet_lightning.models import Classifier, Composed, ResNet
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, Reversible
 from tests.problems import ANGLE, network, points
 
@@ -58,6 +58,15 @@ def test_an_ode() -> None:
 def test_a_flow_that_cannot_be_solved_backwards() -> None:
     """At exp(-30) the error of a solve at 1e-4 is larger than the state."""
     assert certificate(network(RK4(num_steps=60), decay=30.0)).reversibility > 1
+
+
+def test_a_blocks_error_is_its_own() -> None:
+    """Of two rotations the first is coarse: the second one's states are wrong, its error is not."""
+    first, second = (network(solver).ode_blocks[0] for solver in (Euler(num_steps=1), RK4(num_steps=20)))
+    found = certificate(Composed(nn.Identity(), nn.Identity(), nn.Sequential(first, second)), count=40)
+    error = math.dist((1.0, ANGLE), (math.cos(ANGLE), math.sin(ANGLE)))
+    assert found.error_worst == pytest.approx(error, rel=1e-3)
+    assert found.error_median < 1e-3, "of 80 errors, half are the second block's"
 
 
 def test_gradient_and_company() -> None:

@@ -38,7 +38,9 @@ def write(path: str, tree: dict[str, Any]) -> str:
 def test_an_optimizer_has_its_own_defaults(name: str) -> None:
     given = printed("fit", "--model.optimizer", f"torch.optim.{name}")["model"]["optimizer"]
     assert given["class_path"] == f"torch.optim.{name}"
-    for key, parameter in inspect.signature(getattr(torch.optim, name)).parameters.items():
+    defaults = inspect.signature(getattr(torch.optim, name)).parameters
+    assert "lr" in given["init_args"]
+    for key, parameter in defaults.items():
         if key in given["init_args"] and parameter.default is not inspect.Parameter.empty:
             value = given["init_args"][key]
             value = tuple(value) if isinstance(value, list) else value

@@ -69,24 +69,30 @@ def test_settings_of_this_project_are_known() -> None:
 EVIL = "from pathlib import Path\n\nPath('ran').touch()\n\n\nclass A:\n    pass\n"
 
 
+PARTS: list[tuple[str, Any]] = [
+    ("net", {"class_path": "evil.A"}),
+    ("optimizer", "evil.A"),
+    ("augment", {"class_path": "evil.A"}),
+    ("net", '{"class_path": "evil.A"}'),
+    ("net", "evil.yaml"),
+    ("net", "./evil.yaml"),
+    ("net", {"class_path": "odenet_lightning.ODENet", "init_args": {"field": {"class_path": "evil.A"}}}),
+    ("net", {"class_path": "torch.nn.Identity", "dict_kwargs": {"x": "evil.A"}}),
+]
+
+
 @pytest.mark.parametrize(
-    ("part", "value"),
+    ("name", "part", "value"),
     [
-        ("net", {"class_path": "evil.A"}),
-        ("net", '{"class_path": "evil.A"}'),
-        ("net", "evil.yaml"),
-        ("net", "./evil.yaml"),
-        ("net", {"class_path": "odenet_lightning.ODENet", "init_args": {"field": {"class_path": "evil.A"}}}),
-        ("net", {"class_path": "torch.nn.Identity", "dict_kwargs": {"x": "evil.A"}}),
-        ("optimizer", "evil.A"),
-        ("augment", {"class_path": "evil.A"}),
+        *(("last.ckpt", *part) for part in PARTS),
+        # a file of the class's name, which the command line then names
+        *((name, *part) for name in ("evil.A.ckpt", "evil.A") for part in PARTS[:3]),
     ],
 )
-@pytest.mark.parametrize("name", ["last.ckpt", "evil.A.ckpt", "evil.A"])
 def test_a_checkpoint_imports_nothing_foreign(
+    name: str,
     part: str,
     value: Any,
-    name: str,
     run: Path,
     workdir: Path,
     capsys: pytest.CaptureFixture[str],

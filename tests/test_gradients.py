@@ -137,7 +137,7 @@ def test_scipy_solver_cannot_be_differentiated_by_replaying() -> None:
     solver = TorchDiffEq("scipy_solver", 1e-8, 1e-8)
     field, y0 = mixer_problem()
     for gradient in (Backprop(), Checkpoint()):
-        with pytest.raises((ValueError, RuntimeError)):
+        with pytest.raises(ValueError, match="scipy computes outside of torch, so its steps have no gradient"):
             gradients_of(gradient, solver, field, y0)
     truth = gradients_of(Backprop(), Dopri5(1e-8, 1e-8), field, y0)[1]
     assert largest_difference(gradients_of(Adjoint(), solver, field, y0)[1], truth) < 1e-5
@@ -172,7 +172,7 @@ def test_adjoint_says_by_how_much_it_misses_y0(solver: Solver) -> None:
 
     assert 0 < missed(1.0) < 1e-4
     misses = {}
-    for k in range(2, 60):
+    for k in range(2, 60, 3):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             misses[k] = missed(float(k))

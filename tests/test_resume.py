@@ -14,7 +14,7 @@ from odenet_lightning import ClassifierModule, ODENet
 from odenet_lightning.callbacks import Resume
 from odenet_lightning.solvers import Euler
 from tests.processes import command
-from tests.training import curves, sgd, trainer_in
+from tests.training import SCALARS, curves, sgd, trainer_in
 
 EPOCHS, BATCHES = 3, 11
 
@@ -71,6 +71,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> 
     """The folder of a run that nobody kills."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert command(["fit", "--config", config(folder, sample_root)], folder) == 0
+    assert curves(folder / "lightning_logs" / "version_0").keys() == set(SCALARS), "or there was nothing to compare"
     return folder
 
 

@@ -41,10 +41,19 @@ def room_of(path: Path) -> str:
 def imported(path: Path) -> Iterator[str]:
     """The modules that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module, "imports name their module in full"
+            assert node.level == 0, "imports name their module in full"
             yield node.module
         elif isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
+
+
+def test_every_room_is_looked_into() -> None:
+    assert {room_of(path) for path in FILES} == set(RANK)
+    assert {"lightning", "odenet_lightning.data"} <= set(imported(PACKAGE / "callbacks" / "is_ode.py")) | set(
+        imported(PACKAGE / "cli" / "app.py")
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
