@@ -9,9 +9,10 @@ import yaml
 
 from odenet_lightning.cli import main
 
-QUICK = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
+LOUD = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
+QUICK = [*LOUD, "--pictures.every_n_epochs", "0"]
 SAMPLE = ["--data.source", "sample"]
-FEW = [*QUICK, "--data.batch_size", "64", "--trainer.limit_train_batches", "60", "--trainer.log_every_n_steps", "10"]
+FEW = [*LOUD, "--data.batch_size", "64", "--trainer.limit_train_batches", "60", "--trainer.log_every_n_steps", "10"]
 
 
 def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -65,3 +65,10 @@ def test_a_room_imports_only_from_those_below(path: Path) -> None:
             other = rest.split(".")[0]
             assert other == room or RANK[other] < RANK[room] or RANK[other] == RANK[room] <= 7, f"{room} <- {other}"
         assert room not in NUMERICS or top not in ("lightning", "torchmetrics"), "numerics know no trainer"
+
+
+def test_no_test_file_imports_another() -> None:
+    """What several of them need is in modules without tests."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    assert len(files) > 50
+    assert not [path.name for path in files if any(name.startswith("tests.test_") for name in imported(path))]
