@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from odenet_lightning.certificate import Certificate, accurate_solver, certify
+from odenet_lightning.certificate import Certificate, accurate_solver, certify, hardly_changed
 from odenet_lightning.cli.main import main
 from odenet_lightning.gradients import Adjoint, Backprop
 from odenet_lightning.gradients import Reversible as ReversibleGradient
@@ -102,6 +102,14 @@ def test_the_network_is_left_as_it_was() -> None:
         certificate(net.train())
     assert (block.solver, block.gradient, block.warm_step, net.training) == (*before, 0.25, True)
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changed", "images", "hardly"), [(1, 10, True), (2, 10, False), (3, 1000, True), (4, 1000, False)]
+)
+def test_an_odes_predictions_hardly_change(changed: int, images: int, hardly: bool) -> None:
+    """One of few images, three in a thousand of many."""
+    assert hardly_changed(changed, images) is hardly
 
 
 def test_a_strict_solver_is_held_against_a_stricter_one() -> None:
