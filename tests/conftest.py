@@ -1,17 +1,18 @@
-"""Shared fixtures: digits that need no network, and a place to run in."""
+"""Shared fixtures: digits that need no network, a finished run, and a place to run in."""
 
 import hashlib
 import os
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
+from odenet_lightning.cli import main
 from odenet_lightning.data import datasets, download, load_sample
+from tests.digits import write_idx
+from tests.helpers import FEW
 
 # Lightning's own call of jsonargparse is deprecated there; it is theirs to mend
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
@@ -20,12 +21,31 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for folders of tests; for single files and tests none beside this one, which starts sooner."""
+    return 2 if any(Path(arg).is_dir() for arg in config.args) else 0
+
+
 @pytest.fixture(scope="session")
 def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder whose sample is parsed and cached already."""
     root = tmp_path_factory.mktemp("digits")
     load_sample(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> Path:
+    """A finished run's folder, made once; tests work on copies or only read."""
+    folder = tmp_path_factory.mktemp("run")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        main(["fit", "--data.source", "sample", "--data.root", str(sample_root), *FEW])
+    finally:
+        os.chdir(before)
+    return folder / "lightning_logs" / "version_0"
 
 
 @pytest.fixture
@@ -37,14 +57,6 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, module in list(sys.modules.items()):  # the next test may write another file of the same name
         if (getattr(module, "__file__", None) or "").startswith(f"{tmp_path}{os.sep}"):
             del sys.modules[name]
-
-
-def write_idx(path: Path, values: Tensor) -> None:
-    """Write uint8 or int32 values in MNIST's file format."""
-    kind = {torch.uint8: 8, torch.int32: 12}[values.dtype]
-    header = struct.pack(f">HBB{values.dim()}I", 0, kind, values.dim(), *values.shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(header + values.numpy().astype(">u1" if kind == 8 else ">i4").tobytes())
 
 
 @pytest.fixture

@@ -1,65 +1,20 @@
 """Helpers of several test files."""
 
-import os
-import signal
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+import contextlib
+import io
+from typing import Any
 
 import pytest
+import yaml
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from odenet_lightning.cli import main
-from odenet_lightning.figures import new_figure
-from odenet_lightning.studies import Study
-from odenet_lightning.studies.columns import Column, Row
-from odenet_lightning.studies.study import number
 
-
-@dataclass
-class Squares(Study):
-    """Squares, noted in squared.txt as they are measured; gives up, or is killed, at one of them.
-
-    Args:
-        count: how many.
-        until: the last one that is measured.
-        power: another setting.
-        killed: whether to end by SIGKILL.
-    """
-
-    count: int = 6
-    until: int = 100
-    power: int = 2
-    killed: bool = False
-
-    quick: ClassVar[dict[str, Any]] = {}
-    sweeps: ClassVar[tuple[str, ...]] = ("count", "until", "killed")
-    columns: ClassVar[tuple[Column, ...]] = (Column("number"), Column("square"))
-
-    def check(self) -> None:
-        pass  # these settings need no sense
-
-    def cases(self) -> list[Row]:
-        return [{"number": number} for number in range(self.count)]
-
-    def measure(self, case: Row) -> Row:
-        value = int(number(case, "number"))
-        if value > self.until:
-            if self.killed:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise KeyboardInterrupt
-        with Path("squared.txt").open("a") as file:
-            file.write(f"{value}\n")
-        return {"square": value**self.power, "n": 1}
-
-    def answer(self, rows: list[Row]) -> str:
-        return f"the largest is {max(number(row, 'square') for row in rows):g}."
-
-    def draw(self, rows: list[Row]) -> Figure:
-        figure = new_figure(3, 3)
-        figure.subplots().plot([number(row, "number") for row in rows], [number(row, "square") for row in rows])
-        return figure
+LOUD = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2"]
+QUICK = [*LOUD, "--pictures.every_n_epochs", "0"]
+SAMPLE = ["--data.source", "sample"]
+FEW = [*LOUD, "--data.batch_size", "64", "--trainer.limit_train_batches", "60", "--trainer.log_every_n_steps", "10"]
 
 
 def outside(figure: Figure) -> list[str]:
@@ -84,3 +39,12 @@ def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert errors[0].startswith("error: ")
     assert len(errors[0]) < 400
     return errors[0]
+
+
+def printed(*args: str) -> dict[str, Any]:
+    """The settings that a command line leads to."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
+        main([*args, "--print_config"])
+    assert ended.value.code in (0, None)
+    return yaml.safe_load(out.getvalue())

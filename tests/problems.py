@@ -1,4 +1,4 @@
-"""Initial value problems that carry their own exact solution, and the tools to count what a solve calls."""
+"""Initial value problems, most with their own exact solution, and the tools to count what a solve calls."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from odenet_lightning.fields import ConvField
+from odenet_lightning.block import ODEBlock
+from odenet_lightning.fields import ConvField, Field
+from odenet_lightning.gradients import Backprop, Gradient
+from odenet_lightning.models import Composed
+from odenet_lightning.solvers import Solver
+
+ANGLE = 1.2  # by which the rotation turns
 
 
 @dataclass(frozen=True)
@@ -141,3 +147,37 @@ def count_calls(module: nn.Module) -> Iterator[Calls]:
 def relative_error(value: Tensor, truth: Tensor) -> float:
     """Largest deviation in units of the truth's largest entry."""
     return float((value.detach() - truth.detach()).abs().max() / truth.detach().abs().max())
+
+
+class Exploding(Field):
+    """dy/dt = y^2 * scale: blows up within [0, 1] from y = 1 / scale on."""
+
+    def __init__(self, scale: float = 5.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.scale * y * y
+
+
+class Rotation(nn.Module):
+    """dy/dt = angle (-y_2, y_1), and a decay of y_2's own: y(1) is y(0) turned by the angle, where that is 0."""
+
+    def __init__(self, decay: float = 0.0) -> None:
+        super().__init__()
+        self.angle, self.decay = nn.Parameter(torch.tensor(ANGLE)), decay
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        first, second = y.unbind(1)
+        return torch.stack([-self.angle * second - self.decay * first, self.angle * first - self.decay * second], 1)
+
+
+def network(solver: Solver, gradient: Gradient | None = None, decay: float = 0.0) -> Composed:
+    """Points `[B, 2]`, turned, and which of the two coordinates is larger."""
+    return Composed(nn.Identity(), nn.Identity(), ODEBlock(Rotation(decay), solver, gradient or Backprop()))
+
+
+def points(count: int) -> Tensor:
+    """On a circle of radius 3."""
+    angles = torch.arange(count) * (2 * math.pi / count)
+    return 3 * torch.stack([angles.cos(), angles.sin()], 1)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.debian import install
+
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -42,11 +44,7 @@ def available() -> str:
     """Why SLURM cannot be started here, or nothing. Installs it where that is possible."""
     if os.geteuid() != 0:
         return "starting SLURM's daemons needs root"
-    if shutil.which("slurmctld") is None and shutil.which("apt-get") is not None:
-        subprocess.run(["apt-get", "update", "-qq"], capture_output=True, timeout=300, check=False)
-        packages = ["apt-get", "install", "-y", "-qq", "slurm-wlm", "munge"]
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(packages, env=environment, capture_output=True, timeout=600, check=False)
+    install(("slurmctld", "slurmd", "munged", "sbatch"), ("slurm-wlm", "munge"))
     missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
     return f"no {', '.join(missing)}" if missing else ""
 

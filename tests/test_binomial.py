@@ -16,9 +16,18 @@ from odenet_lightning.gradients.binomial import Kept, backwards, places, split
 from odenet_lightning.solvers import Bosh3, Dopri5, Euler, Midpoint, Problem, TorchDiffEq
 from odenet_lightning.solvers import Reversible as ReversibleSolver
 from odenet_lightning.studies.memory import LiveBytes
+from tests.gradient_problems import (
+    Noisy,
+    gradients_of,
+    grads_of,
+    largest_difference,
+    loss_of,
+    made,
+    mixer_problem,
+    saved_bytes,
+    start,
+)
 from tests.problems import conv_problem
-from tests.test_gradients import gradients_of, largest_difference, loss_of, mixer_problem, saved_bytes
-from tests.test_recompute import Noisy, grads_of, made, start
 
 
 @functools.cache

@@ -1,15 +1,10 @@
 """TensorBoard's page in a real browser: what a run and a study draw is seen there."""
 
-import os
-import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -20,7 +15,8 @@ from odenet_lightning.cli import main
 from odenet_lightning.figures import new_figure
 from odenet_lightning.studies import run
 from odenet_lightning.studies.study import Row
-from tests.helpers import Squares
+from tests.chromium import browser, wait_for
+from tests.squares import Squares
 
 pytestmark = pytest.mark.browser
 
@@ -32,20 +28,6 @@ class Magenta(Squares):
         figure = new_figure(4, 4)
         figure.patch.set_facecolor("#ff00ff")
         return figure
-
-
-def browser() -> str | None:
-    """Chromium, installed with its driver where that is possible (root on Debian)."""
-    if (
-        None in map(shutil.which, ("chromium", "chromedriver"))
-        and shutil.which("apt-get") is not None
-        and os.geteuid() == 0
-    ):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        install = ["install", "-y", "-qq", "--no-install-recommends", "chromium", "chromium-driver"]
-        for command in (["update", "-qq"], install):
-            subprocess.run(["apt-get", *command], env=environment, capture_output=True, timeout=600, check=False)
-    return shutil.which("chromium")
 
 
 @pytest.fixture
@@ -68,20 +50,6 @@ def page(workdir: Path, sample_root: Path) -> Iterator[Callable[[str], np.ndarra
             yield lambda tab: screenshot(chromium, f"http://{address}/#{tab}", workdir)
         finally:
             server.terminate()
-
-
-def wait_for(url: str, text: str, seconds: float = 90.0) -> None:
-    """Until a server's answer has a text in it."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            with urlopen(url, timeout=5) as answer:
-                if text in answer.read().decode():
-                    return
-        except (URLError, OSError):
-            pass
-        time.sleep(0.5)
-    raise TimeoutError(f"{url} does not have {text} after {seconds} s")
 
 
 def screenshot(chromium: str, url: str, folder: Path) -> np.ndarray:

@@ -30,20 +30,10 @@ from odenet_lightning.gradients import Adjoint, Checkpoint
 from odenet_lightning.skipping import MAX_SKIPS
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, SolverError
 from odenet_lightning.trainer import is_shown, is_written
-from tests.test_module import FewDigits, sgd, trainer_in
+from tests.problems import Exploding
+from tests.training import FewDigits, sgd, trainer_in
 
 CPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
-
-
-class Exploding(Field):
-    """dy/dt = y^2 * scale: blows up within [0, 1] from y = 1 / scale on."""
-
-    def __init__(self, scale: float = 5.0) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(scale))
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.scale * y * y
 
 
 class FailsSometimes(Field):

@@ -8,38 +8,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from odenet_lightning.block import ODEBlock
-from odenet_lightning.certificate import Certificate, accurate_solver, certify
+from odenet_lightning.certificate import Certificate, accurate_solver, certify, hardly_changed
 from odenet_lightning.cli.main import main
-from odenet_lightning.gradients import Adjoint, Backprop, Gradient
+from odenet_lightning.gradients import Adjoint, Backprop
 from odenet_lightning.gradients import Reversible as ReversibleGradient
 from odenet_lightning.models import Classifier, Composed, ResNet
-from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, Reversible, Solver
-
-ANGLE = 1.2
-
-
-class Rotation(nn.Module):
-    """dy/dt = angle (-y_2, y_1), and a decay of y_2's own: y(1) is y(0) turned by the angle, where that is 0."""
-
-    def __init__(self, decay: float = 0.0) -> None:
-        super().__init__()
-        self.angle, self.decay = nn.Parameter(torch.tensor(ANGLE)), decay
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        first, second = y.unbind(1)
-        return torch.stack([-self.angle * second - self.decay * first, self.angle * first - self.decay * second], 1)
-
-
-def network(solver: Solver, gradient: Gradient | None = None, decay: float = 0.0) -> Composed:
-    """Points `[B, 2]`, turned, and which of the two coordinates is larger."""
-    return Composed(nn.Identity(), nn.Identity(), ODEBlock(Rotation(decay), solver, gradient or Backprop()))
-
-
-def points(count: int) -> Tensor:
-    """On a circle of radius 3."""
-    angles = torch.arange(count) * (2 * math.pi / count)
-    return 3 * torch.stack([angles.cos(), angles.sin()], 1)
+from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, Reversible
+from tests.problems import ANGLE, network, points
 
 
 def certificate(net: Classifier, count: int = 720) -> Certificate:
@@ -85,6 +60,15 @@ def test_a_flow_that_cannot_be_solved_backwards() -> None:
     assert certificate(network(RK4(num_steps=60), decay=30.0)).reversibility > 1
 
 
+def test_a_blocks_error_is_its_own() -> None:
+    """Of two rotations the first is coarse: the second one's states are wrong, its error is not."""
+    first, second = (network(solver).ode_blocks[0] for solver in (Euler(num_steps=1), RK4(num_steps=20)))
+    found = certificate(Composed(nn.Identity(), nn.Identity(), nn.Sequential(first, second)), count=40)
+    error = math.dist((1.0, ANGLE), (math.cos(ANGLE), math.sin(ANGLE)))
+    assert found.error_worst == pytest.approx(error, rel=1e-3)
+    assert found.error_median < 1e-3, "of 80 errors, half are the second block's"
+
+
 def test_gradient_and_company() -> None:
     """A loose adjoint's gradient is off; a step size for all images depends on them."""
     loose = certificate(network(Bosh3(0.3, 0.3), Adjoint(0.5, 0.5)))
@@ -118,6 +102,14 @@ def test_the_network_is_left_as_it_was() -> None:
         certificate(net.train())
     assert (block.solver, block.gradient, block.warm_step, net.training) == (*before, 0.25, True)
     assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changed", "images", "hardly"), [(1, 10, True), (2, 10, False), (3, 1000, True), (4, 1000, False)]
+)
+def test_an_odes_predictions_hardly_change(changed: int, images: int, hardly: bool) -> None:
+    """One of few images, three in a thousand of many."""
+    assert hardly_changed(changed, images) is hardly
 
 
 def test_a_strict_solver_is_held_against_a_stricter_one() -> None:

@@ -1,8 +1,6 @@
 """A class's settings are its own: never those that an earlier source chose for another class."""
 
-import contextlib
 import inspect
-import io
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import yaml
 
 from odenet_lightning.cli import main
 from odenet_lightning.solvers import Dopri5
+from tests.helpers import printed
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OPTIMIZERS = sorted(
@@ -22,15 +21,6 @@ OPTIMIZERS = sorted(
 DOPRI5 = {
     name: parameter.default for name, parameter in inspect.signature(Dopri5).parameters.items() if name != "max_steps"
 }
-
-
-def printed(*args: str) -> dict[str, Any]:
-    """The settings that a command line leads to."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
-        main([*args, "--print_config"])
-    assert ended.value.code in (0, None)
-    return yaml.safe_load(out.getvalue())
 
 
 def solver(config: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +38,9 @@ def write(path: str, tree: dict[str, Any]) -> str:
 def test_an_optimizer_has_its_own_defaults(name: str) -> None:
     given = printed("fit", "--model.optimizer", f"torch.optim.{name}")["model"]["optimizer"]
     assert given["class_path"] == f"torch.optim.{name}"
-    for key, parameter in inspect.signature(getattr(torch.optim, name)).parameters.items():
+    defaults = inspect.signature(getattr(torch.optim, name)).parameters
+    assert "lr" in given["init_args"]
+    for key, parameter in defaults.items():
         if key in given["init_args"] and parameter.default is not inspect.Parameter.empty:
             value = given["init_args"][key]
             value = tuple(value) if isinstance(value, list) else value

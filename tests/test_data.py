@@ -23,7 +23,7 @@ from odenet_lightning.data import (
 )
 from odenet_lightning.data import module as data_module
 from odenet_lightning.data.datasets import raw_folder
-from tests.test_module import trainer_in
+from tests.training import trainer_in
 
 
 def test_sample_is_split_and_stratified(sample_root: Path) -> None:

@@ -18,7 +18,7 @@ from odenet_lightning import MNISTDataModule
 from odenet_lightning.cli import main
 from odenet_lightning.data import DataError, Digits, datasets, download, load_sample, sample
 from odenet_lightning.data.datasets import RELATIVES, raw_folder
-from tests.conftest import write_idx
+from tests.digits import write_idx
 
 
 def test_parts_are_disjoint_and_complete(sample_root: Path) -> None:
@@ -127,7 +127,8 @@ def test_relatives_load_from_their_own_files(name: str, workdir: Path) -> None:
     assert module.parts["test"].labels.tolist() == [index % classes for index in range(40)]
     assert labels.dtype == torch.int64
     rows = torch.cat([module.parts["train"].images, module.parts["val"].images]).flatten(1).tolist()
-    assert sorted(rows) == sorted(images.flatten(1).tolist()), "every image once, the right way up"
+    numbered = zip(images.flatten(1).tolist(), (index % classes for index in range(80)), strict=True)
+    assert sorted(zip(rows, labels.tolist(), strict=True)) == sorted(numbered), "the right way up, with its own label"
     batch, labels = module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
     assert batch.shape == (8, 1, 28, 28)
     assert labels.shape == (8,)
@@ -257,8 +258,10 @@ def test_sets_in_colour_load_from_their_own_files(
     module.setup("fit")
     assert {part: len(digits) for part, digits in module.parts.items()} == {"train": 60, "val": 20, "test": 40}
     assert module.parts["test"].labels.tolist() == list(range(10)) * 4
-    found = torch.cat([module.parts["train"].images, module.parts["val"].images])
-    assert sorted(found.flatten(1).tolist()) == sorted(images.flatten(1).tolist())
+    rows = torch.cat([module.parts["train"].images, module.parts["val"].images]).flatten(1).tolist()
+    labels = torch.cat([module.parts["train"].labels, module.parts["val"].labels]).tolist()
+    numbered = zip(images.flatten(1).tolist(), list(range(10)) * 8, strict=True)
+    assert sorted(zip(rows, labels, strict=True)) == sorted(numbered)
     batch, _ = module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
     assert batch.shape == (8, *module.image_shape) == (8, 3, 32, 32)
     file = next(raw_folder(workdir / "data", name).glob("*test*"))

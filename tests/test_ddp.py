@@ -46,7 +46,8 @@ def fit(
     double: bool = False,
     regularizer: Regularizer | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, float], list[list[tuple[float, float]]]]:
-    """Train for 50 steps of 32 images over so many processes: weights, metrics, each process's record."""
+    """Train for 50 steps (20 in float64) of 32 images over so many processes: weights, metrics, records."""
+    steps = 20 if double else STEPS
     folder.mkdir()
     # of seeds 3 to 7, 3 is the one where rounding turns a relu on or off, which takes the weights 4e-5 apart
     seed_everything(4, verbose=False)
@@ -63,9 +64,9 @@ def fit(
         devices=processes,
         strategy="ddp_fork" if processes > 1 else "auto",
         precision="64-true" if double else "32-true",
-        max_steps=STEPS,
-        val_check_interval=STEPS,
-        limit_train_batches=STEPS,
+        max_steps=steps,
+        val_check_interval=steps,
+        limit_train_batches=steps,
         callbacks=[Resume(), EvaluationCounts(), Recorder(folder)],
         default_root_dir=folder,
         logger=False,
@@ -101,7 +102,7 @@ def test_two_processes_equal_one(tmp_path: Path, sample_root: Path, gradient: Gr
     assert distance(two, one) < max(most, 1e-7), "Lightning hands the weights back as float32"
     for name in ("train/acc", "train/loss", "val/acc", "val/loss", "nfe/forward", "nfe/val_forward"):
         assert two_metrics[name] == pytest.approx(one_metrics[name], rel=max(most, 1e-5)), name
-    assert one_metrics["val/acc"] > 0.3, "it has learned something"
+    assert one_metrics["val/acc"] > (0.2 if double else 0.3), "it has learned something"
 
 
 def test_two_processes_share_a_regularizer(tmp_path: Path, sample_root: Path) -> None:

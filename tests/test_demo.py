@@ -1,7 +1,13 @@
 """What the demo's page shows: answers, states over t, the plane, the sentences; and the command without Gradio."""
 
+import importlib
 import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -153,6 +159,30 @@ def test_sentences() -> None:
     assert "&lt;b&gt;" in table
     assert table.count("<tr") == 10
     assert 'class=first><td>3</td><td><b style="width:90.0%">' in table
+
+
+@pytest.fixture
+def page_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The page's file without Gradio, which lays it out but computes nothing."""
+    for name in ("gradio", "gradio.themes"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    name = "odenet_lightning.demo.page"
+    sys.modules.pop(name, None)
+    yield importlib.import_module(name)
+    del sys.modules[name]
+
+
+def test_a_digit_that_changes_is_shown_or_there_is_none(page_module: Any, digits: Digits) -> None:
+    networks = {}
+    for name in ("default", "one_step"):
+        whole, plane = parts(name), plane_of(parts(name), digits)
+        changed = plane.changed if name == "one_step" else torch.zeros_like(plane.changed)
+        networks[name] = page_module.Subject(load_trained(name).net, whole, replace(plane, changed=changed))
+    page = page_module.Page(networks, NAMES, digits)
+    assert words.NONE_CHANGED in page.take_changed(1.0, "default", "as trained", 1, -3)
+    seen, *_ = page.take_changed(1.0, "one_step", "as trained", 1, -3)
+    places = networks["one_step"].plane.changed.nonzero().flatten()
+    assert any(torch.equal(seen.pixels, digits.images[place]) for place in places)
 
 
 def test_command_refuses(workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_browser import browser, wait_for
+from tests.chromium import browser, wait_for
 
 webdriver = pytest.importorskip("selenium.webdriver")
 pytest.importorskip("gradio")

@@ -1,5 +1,7 @@
 """Killed or preempted after any step, and resumed: the weights of an undisturbed run, each scalar once."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 import yaml
 
 from tests.processes import command
-from tests.test_resume import curves
+from tests.training import curves
 
 STEPS = 12  # an epoch
 LIMITS = {"steps": {"max_steps": 2 * STEPS}, "epochs": {"max_epochs": 2}}
@@ -38,13 +40,18 @@ def config(folder: Path, sample_root: Path, limit: str, kill: dict[str, Any] | N
     return ["fit", "--config", str(path)]
 
 
-@pytest.fixture(scope="module", params=LIMITS)
-def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> Any:
-    """The name of a limit, and the folder of a run under it that nobody disturbs."""
-    folder = tmp_path_factory.mktemp(request.param)
-    assert command(config(folder, sample_root, request.param), folder) == 0
-    assert max(step for step, _ in curves(folder / "lightning_logs/version_0")["val/acc"]) == 2 * STEPS - 1
-    return request.param, folder
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> Callable[[str], Path]:
+    """The folder of a run under a limit that nobody disturbs, made once."""
+
+    @cache
+    def folder_of(limit: str) -> Path:
+        folder = tmp_path_factory.mktemp(limit)
+        assert command(config(folder, sample_root, limit), folder) == 0
+        assert max(step for step, _ in curves(folder / "lightning_logs/version_0")["val/acc"]) == 2 * STEPS - 1
+        return folder
+
+    return folder_of
 
 
 def last(folder: Path) -> dict[str, Any]:
@@ -62,8 +69,7 @@ def compare(found: Path, expected: Path, scalars: dict[str, Any]) -> None:
         assert scalars[tag] == values, tag
 
 
-def killed(undisturbed: tuple[str, Path], folder: Path, sample_root: Path, step: int) -> None:
-    limit, whole = undisturbed
+def killed(limit: str, whole: Path, folder: Path, sample_root: Path, step: int) -> None:
     kill = {"step": step, "moment": MOMENTS[step % len(MOMENTS)]}
     assert command(config(folder, sample_root, limit, kill), folder) == -SIGKILL
     first, second = (folder / "lightning_logs" / f"version_{number}" for number in (0, 1))
@@ -79,9 +85,8 @@ def killed(undisturbed: tuple[str, Path], folder: Path, sample_root: Path, step:
 
 
 def preempted(
-    undisturbed: tuple[str, Path], folder: Path, sample_root: Path, step: int, monkeypatch: pytest.MonkeyPatch
+    limit: str, whole: Path, folder: Path, sample_root: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit, whole = undisturbed
     (folder / "scontrol").write_text("#!/bin/sh\nexit 0\n")
     (folder / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -98,18 +103,28 @@ def preempted(
 
 
 # first, after a validation, between two scalars, before and at an epoch's end, at the next one's start
-WORST = (1, 3, 11, 12, 13)
-STEP = [step if step in WORST else pytest.param(step, marks=pytest.mark.slow) for step in range(1, 2 * STEPS + 1)]
+WORST = {"both": (1, 3, 11, 12, 13), "steps": (3, 12), "epochs": (3, 12)}
+CASES = [
+    pytest.param(limit, step, marks=() if step in WORST[limit] else pytest.mark.slow)
+    for limit in LIMITS
+    for step in range(1, 2 * STEPS + 1)
+]
+each_case = pytest.mark.parametrize(("limit", "step"), CASES)
 
 
-@pytest.mark.parametrize("step", STEP)
-def test_killed(undisturbed: Any, tmp_path: Path, sample_root: Path, step: int) -> None:
-    killed(undisturbed, tmp_path, sample_root, step)
+@each_case
+def test_killed(limit: str, step: int, undisturbed: Callable[[str], Path], tmp_path: Path, sample_root: Path) -> None:
+    killed(limit, undisturbed(limit), tmp_path, sample_root, step)
 
 
 @pytest.mark.filterwarnings("default:preempted")  # also in the forked process
-@pytest.mark.parametrize("step", STEP)
+@each_case
 def test_preempted(
-    undisturbed: Any, tmp_path: Path, sample_root: Path, step: int, monkeypatch: pytest.MonkeyPatch
+    limit: str,
+    step: int,
+    undisturbed: Callable[[str], Path],
+    tmp_path: Path,
+    sample_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    preempted(undisturbed, tmp_path, sample_root, step, monkeypatch)
+    preempted(limit, undisturbed(limit), tmp_path, sample_root, step, monkeypatch)

@@ -14,8 +14,8 @@ from odenet_lightning.fields import ConvField
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.recording import REHEARSALS, CUDAGraph
 from odenet_lightning.solvers import RK4, Dopri5, Solver
-from tests.test_graphs import adamw, distance, muon, run
-from tests.test_module import FewDigits, sgd, trainer_in
+from tests.graph_runs import adamw, distance, muon, run
+from tests.training import FewDigits, sgd, trainer_in
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -1,7 +1,6 @@
 """Gradients against finite differences, against closed forms, against torchdiffeq, and against each other."""
 
 import warnings
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +23,6 @@ from odenet_lightning.solvers import (
     Midpoint,
     Problem,
     Reversible,
-    Solution,
     Solver,
     SolverError,
     TorchDiffEq,
@@ -32,6 +30,7 @@ from odenet_lightning.solvers import (
     rms_norm,
 )
 from odenet_lightning.solvers.problem import unchanged
+from tests.gradient_problems import gradients_of, largest_difference, loss_of, mixer_problem, saved_bytes
 from tests.problems import PROBLEMS, Logistic, conv_problem, count_calls, damped, logistic, relative_error, swing
 
 GRADIENTS = [Backprop(), Checkpoint(), Adjoint()]
@@ -51,46 +50,6 @@ SOLVERS: dict[str, Solver] = {
     "torchdiffeq rk4": TorchDiffEq("rk4", options={"step_size": 0.4}),
     "torchdiffeq implicit_adams": TorchDiffEq("implicit_adams", options={"step_size": 0.2}),
 }
-
-
-class Mixer(nn.Module):
-    """dy/dt = tanh(W y + b t), or b instead of b t: a smooth nonlinear field with several parameters."""
-
-    def __init__(self, width: int = 3, timed: bool = True) -> None:
-        super().__init__()
-        self.timed = timed
-        self.weight = nn.Parameter(torch.randn(width, width, dtype=torch.float64))
-        self.bias = nn.Parameter(torch.randn(width, dtype=torch.float64))
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return torch.tanh(y @ self.weight.T + (self.bias * t if self.timed else self.bias))
-
-
-def mixer_problem(timed: bool = True) -> tuple[Mixer, Tensor]:
-    torch.manual_seed(0)
-    return Mixer(timed=timed), torch.randn(2, 3, dtype=torch.float64)
-
-
-def loss_of(y: Tensor) -> Tensor:
-    """A loss that weighs every entry of the state differently."""
-    return (y * torch.linspace(-1.0, 2.0, y.numel(), dtype=y.dtype).reshape(y.shape)).square().mean()
-
-
-def gradients_of(
-    gradient: Gradient, solver: Solver, field: nn.Module, y0: Tensor, t0: float = 0.0, t1: float = 1.0
-) -> tuple[Solution, list[Tensor]]:
-    """The solve, and its loss's gradients with respect to the start and to each parameter."""
-    start = y0.clone().requires_grad_()
-    field.zero_grad()
-    integral = gradient.solve(solver, Problem(field, start, t0, t1))
-    loss_of(integral.y).backward()
-    grads = [start.grad, *(p.grad for p in field.parameters())]
-    assert all(grad is not None for grad in grads)
-    return integral, [grad for grad in grads if grad is not None]
-
-
-def largest_difference(grads: list[Tensor], truth: list[Tensor]) -> float:
-    return max(relative_error(grad, true) for grad, true in zip(grads, truth, strict=True))
 
 
 # --- exact gradients
@@ -178,7 +137,7 @@ def test_scipy_solver_cannot_be_differentiated_by_replaying() -> None:
     solver = TorchDiffEq("scipy_solver", 1e-8, 1e-8)
     field, y0 = mixer_problem()
     for gradient in (Backprop(), Checkpoint()):
-        with pytest.raises((ValueError, RuntimeError)):
+        with pytest.raises(ValueError, match="scipy computes outside of torch, so its steps have no gradient"):
             gradients_of(gradient, solver, field, y0)
     truth = gradients_of(Backprop(), Dopri5(1e-8, 1e-8), field, y0)[1]
     assert largest_difference(gradients_of(Adjoint(), solver, field, y0)[1], truth) < 1e-5
@@ -213,7 +172,7 @@ def test_adjoint_says_by_how_much_it_misses_y0(solver: Solver) -> None:
 
     assert 0 < missed(1.0) < 1e-4
     misses = {}
-    for k in range(2, 60):
+    for k in range(2, 60, 3):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             misses[k] = missed(float(k))
@@ -610,22 +569,6 @@ def test_checkpoint_evaluates_once_more_for_an_interpolated_end() -> None:
     integral, _ = gradients_of(Checkpoint(), Dopri5(1e-4, 1e-4), field, y0)
     assert integral.stats.backward is not None
     assert integral.stats.backward.evaluations == 6 * integral.stats.accepted + 1
-
-
-def saved_bytes(solve: Callable[[], Solution], field: nn.Module) -> tuple[int, Solution]:
-    """Bytes that a solve keeps for its backward pass, each storage once, the parameters left out."""
-    kept: dict[int, Tensor] = {}
-    params = {p.untyped_storage().data_ptr() for p in field.parameters()}
-
-    def pack(x: Tensor) -> Tensor:
-        # the tensor is kept, else its memory would be given to another and counted once for both
-        kept.setdefault(x.untyped_storage().data_ptr(), x)
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        integral = solve()
-    sizes = [x.untyped_storage().nbytes() for pointer, x in kept.items() if pointer not in params]
-    return sum(sizes), integral
 
 
 def test_checkpoint_keeps_a_quarter_of_backprop_s_memory_at_most() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, LightningDataModule, Trainer
+from lightning import Callback, Trainer
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.optim import SGD, AdamW, Optimizer
@@ -17,12 +17,10 @@ from odenet_lightning.augment import Deform
 from odenet_lightning.callbacks import CoarseStart, EvaluationCounts, Resume, Throughput
 from odenet_lightning.gradients import Checkpoint, Gradient
 from odenet_lightning.graphs import Rates
-from odenet_lightning.models import Classifier
-from odenet_lightning.optimizers import MuonWithAdamW
 from odenet_lightning.recording import REHEARSALS, Recorder
-from odenet_lightning.schedules import Schedule
 from odenet_lightning.solvers import Bosh3, Euler, Midpoint, Solver, TorchDiffEq
-from tests.test_module import FewDigits, trainer_in
+from tests.graph_runs import adamw, distance, muon, run, weights
+from tests.training import FewDigits, trainer_in
 
 
 class CalledAgain(Recorder):
@@ -62,41 +60,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     monkeypatch.setattr(graphs, "recorder_for", lambda device: CalledAgain(calls, waits=False))
     return calls
-
-
-def muon(parameters: Any) -> Optimizer:
-    return MuonWithAdamW(parameters, betas=(0.9, 0.95))
-
-
-def adamw(parameters: Any) -> Optimizer:
-    return AdamW(parameters, lr=0.01, weight_decay=1e-4)
-
-
-def run(
-    folder: Path,
-    cuda_graph: bool,
-    net: Callable[[], Classifier] = lambda: ODENet(2, solver=Midpoint(num_steps=1)),
-    optimizer: Callable[..., Optimizer] = adamw,
-    batches: int = 8,
-    data: LightningDataModule | None = None,
-    fit: dict[str, Any] | None = None,
-    schedule: Schedule = "one_cycle",
-    **options: Any,
-) -> tuple[ClassifierModule, Trainer]:
-    """A run in float64, where rounding does not grow to what a mistake would be."""
-    torch.manual_seed(0)
-    module = ClassifierModule(net(), optimizer, schedule, cuda_graph=cuda_graph)
-    trainer = trainer_in(folder, **{"max_epochs": 1, "precision": "64-true", "limit_val_batches": 0, **options})
-    trainer.fit(module, data or FewDigits(batches, 4), **(fit or {}))
-    return module, trainer
-
-
-def weights(module: ClassifierModule) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in module.net.parameters()])
-
-
-def distance(one: ClassifierModule, other: ClassifierModule) -> float:
-    return float((weights(one) - weights(other)).abs().max())
 
 
 @pytest.mark.parametrize("optimizer", [adamw, muon])

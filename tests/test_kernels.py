@@ -31,6 +31,7 @@ from odenet_lightning.kernels import conv_field
 from odenet_lightning.kernels.compiled import Library
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Problem, Solver, Tsit5
 from odenet_lightning.solvers.runge_kutta import RungeKutta, fused_step, plan_of
+from tests.problems import count_calls
 
 ROOT = Path(__file__).parents[1]
 METHODS: list[RungeKutta] = [Euler(1), Midpoint(1), Heun(1), RK4(1), Bosh3(), Dopri5(), Tsit5()]
@@ -196,6 +197,16 @@ def test_step_is_as_the_solver_s(build: Library, method: RungeKutta, with_end: b
         fused = fused_step(field, plan_of(method.tableau, with_end), -0.3, given[0], given[1] if with_first else None)
     assert fused is not None
     assert torch.equal(fused.y1, found[0])  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("with_first", [False, True])
+@pytest.mark.parametrize("with_end", [False, True])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_plan_knows_how_often_a_step_evaluates(method: RungeKutta, with_end: bool, with_first: bool) -> None:
+    field, y = in_double(made(2)), torch.randn(1, 2, 5, 5).double()
+    with count_calls(field) as calls:
+        method.step(field, 0.0, 0.1, y, y if with_first else None, with_end)
+    assert plan_of(method.tableau, with_end).evaluations(with_first) == calls.count
 
 
 @needs_compiler

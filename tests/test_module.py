@@ -1,11 +1,10 @@
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, StochasticWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -18,38 +17,7 @@ from odenet_lightning.cli import main
 from odenet_lightning.gradients import Adjoint, Checkpoint, Gradient
 from odenet_lightning.models import Classifier
 from odenet_lightning.solvers import RK4, Dopri5, Euler
-
-
-def trainer_in(folder: Path, **options: Any) -> Trainer:
-    """A silent trainer on the CPU."""
-    silent = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return Trainer(**{"accelerator": "cpu", "devices": 1, "default_root_dir": folder, **silent, **options})
-
-
-class FewDigits(LightningDataModule):
-    """The same made-up batches every time, in order."""
-
-    def __init__(self, batches: int = 4, size: int = 8) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.batches = [
-            (torch.rand(size, 1, 28, 28, generator=generator) * 2 - 1, torch.randint(10, (size,), generator=generator))
-            for _ in range(batches)
-        ]
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.batches, batch_size=None)  # type: ignore[arg-type]
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.batches[:2], batch_size=None)  # type: ignore[arg-type]
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.batches[:2], batch_size=None)  # type: ignore[arg-type]
+from tests.training import FewDigits, sgd, trainer_in
 
 
 def bare_loop(net: Classifier, batches: list[tuple[Tensor, Tensor]], lr: float) -> float:
@@ -61,10 +29,6 @@ def bare_loop(net: Classifier, batches: list[tuple[Tensor, Tensor]], lr: float) 
         F.cross_entropy(net(images), labels).backward()
         optimizer.step()
     return time.perf_counter() - begin
-
-
-def sgd(lr: float) -> Callable[..., torch.optim.Optimizer]:
-    return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=0.9)
 
 
 @pytest.mark.parametrize("net", [ODENet, ResNet])

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import ImageDraw
 
 from odenet_lightning import ClassifierModule
 from odenet_lightning.cli import main
 from odenet_lightning.data import normalise
 from odenet_lightning.data.image_folder import read_digit
-from tests.photos import FONTS, KINDS, plain
+from tests.photos import FONTS, INK, KINDS, plain
 
 # how alike a digit must be to that of the plain picture: a pen of another width changes it more than light does
 ALIKE = {"thin pen": 0.6, "thick pen": 0.6, "blur": 0.75, "ruled paper": 0.85}
@@ -24,6 +25,22 @@ def test_a_photo_is_seen_as_the_plain_picture(kind: str, tmp_path: Path) -> None
             seen.append(read_digit(tmp_path / f"{name}.png").float().flatten())
         alike = float(torch.corrcoef(torch.stack(seen))[0, 1])
         assert alike > ALIKE.get(kind, 0.95), f"{font}, {index}: {alike:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("box", "belongs"),
+    [((92, 132, 124, 147), True), ((92, 170, 124, 185), False), ((107, 132, 109, 134), False)],
+    ids=["near", "far", "speck"],
+)
+def test_what_lies_below_a_digit(box: tuple[int, int, int, int], belongs: bool, tmp_path: Path) -> None:
+    """A dash 8 pixels below a digit of 58 is part of it; one of 46 pixels below is not, nor is a speck."""
+    picture = plain("3", "DejaVuSans", size=80)
+    picture.save(tmp_path / "alone.png")
+    ImageDraw.Draw(picture).rectangle(box, fill=INK)
+    picture.save(tmp_path / "with.png")
+    alone, beside = (read_digit(tmp_path / f"{name}.png").float().flatten() for name in ("alone", "with"))
+    alike = float(torch.corrcoef(torch.stack([alone, beside]))[0, 1])
+    assert (alike < 0.9) if belongs else (alike > 0.99)
 
 
 @pytest.mark.parametrize("text", ["4 2 7", "42"])

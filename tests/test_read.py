@@ -13,8 +13,8 @@ from odenet_lightning.cli import main
 from odenet_lightning.optimizers import MuonWithAdamW
 from odenet_lightning.regularizers import Kinetic
 from odenet_lightning.solvers import RK4, Bosh3
-from tests.test_class_settings import printed
-from tests.test_module import FewDigits, trainer_in
+from tests.helpers import printed
+from tests.training import FewDigits, trainer_in
 
 FORMER = Path(__file__).parent / "checkpoints"
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.limit_train_batches", "2"]

@@ -74,10 +74,28 @@ def test_every_config_and_study_is_explained() -> None:
         assert any(name in text for text in TEXTS.values()), f"no README mentions {name}"
 
 
+def links(name: str) -> list[tuple[str, str]]:
+    """A README's links within the project: targets and anchors."""
+    return re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", TEXTS[name])
+
+
+def cells_of_paths(name: str) -> list[str]:
+    """The cells with paths in the first column of a README's tables."""
+    return re.findall(r"^\| (`[^|]*/[^|]*`) \|", TEXTS[name], re.MULTILINE)
+
+
+def test_links_and_paths_are_found() -> None:
+    """The two tests below have something to look at."""
+    assert {"LICENSE", "configs/README.md", "lightning_logs/README.md"} <= {target for target, _ in links("README.md")}
+    assert sum(bool(anchor) for name in TEXTS for _, anchor in links(name)) >= 1
+    assert sum(len(links(name)) for name in TEXTS) >= 20
+    assert len(cells_of_paths("README.md")) >= 8
+
+
 @pytest.mark.parametrize("name", list(TEXTS))
 def test_links_and_pictures_exist(name: str) -> None:
     folder = (ROOT / name).parent
-    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", TEXTS[name]):
+    for target, anchor in links(name):
         path = folder / target if target else ROOT / name
         assert path.exists(), target
         if anchor:
@@ -88,7 +106,7 @@ def test_links_and_pictures_exist(name: str) -> None:
 @pytest.mark.parametrize("name", list(TEXTS))
 def test_folders_in_the_map_exist(name: str) -> None:
     """Paths in a table's first column, where they start at the top of the project."""
-    for cell in re.findall(r"^\| (`[^|]*/[^|]*`) \|", TEXTS[name], re.MULTILINE):
+    for cell in cells_of_paths(name):
         paths = re.findall(r"`([^`]+)`", cell)
         room = ROOT / Path(paths[0]).parts[0]
         for path in paths:

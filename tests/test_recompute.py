@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.nn.utils.parametrizations import spectral_norm
 
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import ConvField
@@ -26,39 +26,24 @@ from odenet_lightning.solvers import (
     Solver,
     TorchDiffEq,
 )
+from tests.gradient_problems import (
+    SHAPE,
+    Generated,
+    Hidden,
+    Late,
+    Noisy,
+    Normed,
+    Parametrized,
+    Rectified,
+    grads_of,
+    made,
+    start,
+)
 
 GRADIENTS: list[Gradient] = [Backprop(), Checkpoint(), Checkpoint(slots=2), Adjoint()]
 REDOING: list[Gradient] = [Checkpoint(), Checkpoint(slots=2), Adjoint()]
 each_gradient = pytest.mark.parametrize("gradient", GRADIENTS, ids=repr)
 each_that_redoes = pytest.mark.parametrize("gradient", REDOING, ids=repr)
-SHAPE = (4, 6, 8, 8)
-
-
-class Noisy(nn.Module):
-    """tanh(conv(y)) with dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(6, 6, 3, padding=1)
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return F.dropout(torch.tanh(self.conv(y)), 0.5, self.training)
-
-
-def start() -> Tensor:
-    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).requires_grad_()
-
-
-def grads_of(block: ODEBlock, y0: Tensor) -> list[Tensor | None]:
-    block.zero_grad()
-    y0.grad = None
-    block(y0).square().mean().backward()
-    return [y0.grad, *(p.grad for p in block.parameters())]
-
-
-def made(make: Callable[[], nn.Module], solver: Solver, gradient: Gradient) -> ODEBlock:
-    torch.manual_seed(0)
-    return ODEBlock(make(), solver, gradient)
 
 
 # --- random numbers
@@ -107,20 +92,6 @@ def test_a_generator_of_the_field_s_own_is_noticed() -> None:
     y1 = made(Own, Midpoint(num_steps=2), Checkpoint())(start())
     with pytest.raises(FieldError, match="Own gave other values when Checkpoint evaluated it again"):
         y1.sum().backward()
-
-
-# --- tensors that the field does not own
-
-
-class Hidden(nn.Module):
-    """Reaches a convolution through a list, which registers nothing."""
-
-    def __init__(self, channels: int = 6) -> None:
-        super().__init__()
-        self.layers = [nn.Conv2d(channels, channels, 3, padding=1)]
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return torch.tanh(self.layers[0](y))
 
 
 @pytest.mark.parametrize("wants_start", [True, False])
@@ -232,20 +203,6 @@ def test_a_field_that_was_switched_to_evaluation_before_the_backward_pass_is_ref
         loss.backward()
 
 
-# --- buffers
-
-
-class Normed(nn.Module):
-    """Batch norm in a field: no vector field, but it must be counted right."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return torch.tanh(self.norm(self.conv(y)))
-
-
 @each_gradient
 def test_running_statistics_are_updated_once_per_evaluation_of_the_forward_pass(gradient: Gradient) -> None:
     truth = made(Normed, Midpoint(num_steps=2), Backprop())
@@ -296,18 +253,6 @@ def test_a_buffer_that_changes_within_a_step_under_error_control_is_refused(grad
         blocks = [made(Normalised, solver, method).train(is_training) for method in (Backprop(), gradient)]
         for one, other in zip(*(grads_of(block, start()) for block in blocks), strict=True):
             torch.testing.assert_close(one, other)
-
-
-# --- in place
-
-
-class Rectified(nn.Module):
-    def __init__(self, in_place: bool = True) -> None:
-        super().__init__()
-        self.conv, self.in_place = nn.Conv2d(6, 6, 3, padding=1), in_place
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.conv(F.relu(y, inplace=self.in_place))
 
 
 @pytest.mark.parametrize("mode", ["train", "no_grad", "inference"])
@@ -578,20 +523,6 @@ def test_a_block_within_a_field_keeps_no_step(gradient: Gradient) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-# --- weights that are not computed within an evaluation
-
-
-class Parametrized(nn.Module):
-    """A field whose weight is computed from a parametrization."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = weight_norm(nn.Conv2d(6, 6, 3, padding=1))
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return torch.tanh(self.conv(y))
-
-
 @each_that_redoes
 def test_parametrizations_kept_from_a_pass_without_gradients_are_refused(gradient: Gradient) -> None:
     block = made(Parametrized, Midpoint(num_steps=2), gradient)
@@ -600,36 +531,10 @@ def test_parametrizations_kept_from_a_pass_without_gradients_are_refused(gradien
         block(start())
 
 
-class Late(nn.Module):
-    """A field that reaches a layer which it does not own, at early times only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.own = nn.Conv2d(6, 6, 3, padding=1)
-        self.others = [nn.Conv2d(6, 6, 3, padding=1)]
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return torch.tanh(self.own(y) + (self.others[0](y) if t < 0.3 else 0.0))
-
-
 @each_that_redoes
 def test_a_tensor_without_a_gradient_is_found_at_any_time(gradient: Gradient) -> None:
     with pytest.raises(UnknownTensorError, match="no parameter of it"):
         grads_of(made(Late, Midpoint(num_steps=4), gradient), start())
-
-
-class Generated(nn.Module):
-    """A field whose weight another network has computed before the solve."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seed = nn.Parameter(torch.ones(1))
-
-    def generate(self) -> None:
-        self.weight = torch.tanh(self.seed) * torch.full((6, 6, 3, 3), 0.1)
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return F.conv2d(y, self.weight, padding=1)
 
 
 @each_that_redoes

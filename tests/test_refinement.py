@@ -20,9 +20,8 @@ from odenet_lightning.gradients import Backprop
 from odenet_lightning.models import Composed
 from odenet_lightning.refinement import MOST, next_level, refined
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Euler, Midpoint, Reversible, Solver, TorchDiffEq
-from tests.test_callbacks import Exploding
-from tests.test_certificate import ANGLE, network, points
-from tests.test_module import FewDigits, sgd, trainer_in
+from tests.problems import ANGLE, Exploding, network, points
+from tests.training import FewDigits, sgd, trainer_in
 
 
 @given(level=st.integers(0, MOST), steps=st.integers(1, 9), size=st.floats(0.01, 1.0), tolerance=st.floats(1e-3, 0.5))

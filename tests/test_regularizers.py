@@ -28,7 +28,7 @@ from odenet_lightning.regularizers import (
 from odenet_lightning.solvers import RK4, Bosh3, Dopri5, Midpoint, Problem, Solver, SolverError, TorchDiffEq, Tsit5
 from odenet_lightning.solvers import Reversible as ReversibleSolver
 from tests.problems import Decay, Linear, Logistic, Swing, relative_error
-from tests.test_module import FewDigits, sgd, trainer_in
+from tests.training import FewDigits, sgd, trainer_in
 
 EVERY = (Kinetic(), Jacobian(), ErrorEstimate(), Stiffness(), RandomEnd())
 EXACT = (Backprop(), Checkpoint(), Checkpoint(slots=2))

@@ -33,9 +33,7 @@ from odenet_lightning.solvers import (
     Tsit5,
 )
 from odenet_lightning.studies.memory import LiveBytes
-from tests.problems import PROBLEMS, Decay, conv_problem, count_calls, oscillator, relative_error, swing
-from tests.test_gradients import gradients_of, largest_difference, loss_of, mixer_problem, saved_bytes
-from tests.test_recompute import (
+from tests.gradient_problems import (
     Generated,
     Hidden,
     Late,
@@ -43,11 +41,17 @@ from tests.test_recompute import (
     Normed,
     Parametrized,
     Rectified,
+    gradients_of,
     grads_of,
+    largest_difference,
+    loss_of,
     made,
+    mixer_problem,
+    saved_bytes,
     start,
 )
-from tests.test_solvers import STEPS, fitted_order
+from tests.methods import STEPS, fitted_order
+from tests.problems import PROBLEMS, Decay, conv_problem, count_calls, oscillator, relative_error, swing
 
 EQUAL: list[RungeKutta] = [
     *(Euler(4), Midpoint(1), Midpoint(5), Heun(step_size=0.3), RK4(3), Bosh3(num_steps=4), Dopri5(num_steps=2))

@@ -45,10 +45,19 @@ def room_of(path: Path) -> str:
 def imported(path: Path) -> Iterator[str]:
     """The modules that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module, "imports name their module in full"
+            assert node.level == 0, "imports name their module in full"
             yield node.module
         elif isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
+
+
+def test_every_room_is_looked_into() -> None:
+    assert {room_of(path) for path in FILES} == set(RANK)
+    assert {"lightning", "odenet_lightning.data"} <= set(imported(PACKAGE / "callbacks" / "is_ode.py")) | set(
+        imported(PACKAGE / "cli" / "app.py")
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -75,3 +84,10 @@ def test_files_classes_and_functions_are_short(path: Path) -> None:
     ]
     assert not long
     assert path.stem == "methods" or len(text.splitlines()) <= 250  # of tableaux
+
+
+def test_no_test_file_imports_another() -> None:
+    """What several of them need is in modules without tests."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    assert len(files) > 50
+    assert not [path.name for path in files if any(name.startswith("tests.test_") for name in imported(path))]

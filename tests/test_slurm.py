@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests import slurm
-from tests.test_resume import curves
+from tests.training import curves
 
 pytestmark = pytest.mark.slurm
 PROJECT = Path(__file__).parents[1]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -44,8 +45,8 @@ from odenet_lightning.studies.recipes import Recipes, digest
 from odenet_lightning.studies.solvers import Solvers
 from odenet_lightning.studies.steps import Steps
 from odenet_lightning.studies.study import Row, number
-from tests.helpers import Squares
 from tests.processes import run as run_in_process
+from tests.squares import Squares
 
 PROVENANCE = {"seed", "version", "commit", "torch", "hardware", "threads", "config"}
 
@@ -165,9 +166,15 @@ def run_here(args: list[str], folder: Path, threads: int | None = None) -> float
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory, sample_root: Path) -> dict[str, list[Row]]:
-    """Every study, as small as it gets."""
+    """Every study, as small as it gets: of each epoch five batches."""
     folder = tmp_path_factory.mktemp("studies")
+
+    def trainer_for(device: str, **options: Any) -> Trainer:
+        return whole(device, **{**options, "limit_train_batches": options.get("limit_train_batches") or 5})
+
+    whole = training.trainer_for
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "trainer_for", trainer_for)
         patch.setattr(loop, "run_command", run_here)
         patch.setattr(recipes, "run_command", run_here)
         patch.setattr(phases, "run_command", run_here)
@@ -343,7 +350,8 @@ def test_a_gradient_that_cannot_be_computed_is_an_empty_row(
 ) -> None:
     study = Gradients(root=str(sample_root), source="sample", batch_size=2, repeats=1, tolerances=[0.1], depths=[1])
     monkeypatch.setitem(GRADIENTS, "Adjoint", Adjoint(1e-12, 1e-12))
-    rows = [{**case, **study.measure(case)} for case in study.cases() if case["rtol"] or case["gradient"] != "Adjoint"]
+    cases = [case for case in study.cases() if case["rtol"] and case["gradient"] in ("Backprop", "Adjoint")]
+    rows = [{**case, **study.measure(case)} for case in cases]
     failed = next(row for row in rows if (row["gradient"], row["rtol"]) == ("Adjoint", 0.1))
     assert (failed["n"], failed["seconds"], failed["relative_error"]) == (0, None, None)
     assert "max_steps = 1000 steps were not enough" in capsys.readouterr().out

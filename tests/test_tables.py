@@ -6,7 +6,7 @@ from odenet_lightning.studies import markdown
 from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.recipe_tables import duration, recipe_lines
 from odenet_lightning.studies.reference import TABLES
-from odenet_lightning.studies.tables import BLOCK, DRAWN, drawn, readmes, with_tables
+from odenet_lightning.studies.tables import BLOCK, DRAWN, ROOT, drawn, readmes, with_tables
 from tests.helpers import outside
 
 
@@ -15,7 +15,7 @@ def test_every_table_is_in_some_readme() -> None:
     assert names == set(TABLES)
 
 
-@pytest.mark.parametrize("path", readmes(), ids=lambda path: str(path.parent.name))
+@pytest.mark.parametrize("path", readmes(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_tables_are_what_the_rows_give(path: Path) -> None:
     text = path.read_text()
     assert with_tables(text) == text, "run: python -m odenet_lightning.studies.tables"

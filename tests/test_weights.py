@@ -19,7 +19,7 @@ from odenet_lightning.data.image_folder import read_digit
 from odenet_lightning.data.picture_files import load_pictures
 from odenet_lightning.exporting.fixed import predicted
 from odenet_lightning.trained import load_trained
-from tests.test_cli import fails
+from tests.helpers import fails
 
 # test accuracy of each, in per cent, as measured when it was made
 ACCURACY = {"default": 98.51, "one_step": 98.63, "record": 99.62}
@@ -46,7 +46,7 @@ def test_weights_and_settings_are_all_they_hold(name: str) -> None:
 @pytest.mark.parametrize("name", ACCURACY)
 def test_accuracy_on_the_sample(name: str, sample_root: Path) -> None:
     digits = load_sample(sample_root)
-    assert accuracy(name, digits.images, digits.labels) > ACCURACY[name] - 1.0
+    assert accuracy(name, digits.images[::3], digits.labels[::3]) > ACCURACY[name] - 1.0
 
 
 @pytest.mark.mnist
@@ -124,8 +124,9 @@ def rendered(index: int, folder: Path) -> None:
 
 
 def test_rendered_digits_are_read(tmp_path: Path) -> None:
-    for index in range(50):
+    """Each digit twice, in two fonts."""
+    for index in range(20):
         rendered(index, tmp_path)
     images, paths, unreadable = load_pictures([tmp_path], read_digit)
-    assert (len(paths), unreadable) == (50, [])
-    assert int((predicted(load_trained("default").net, images) == torch.arange(50) % 10).sum()) >= 45
+    assert (len(paths), unreadable) == (20, [])
+    assert int((predicted(load_trained("default").net, images) == torch.arange(20) % 10).sum()) >= 18
