@@ -109,7 +109,7 @@ def test_a_study_says_what_it_measures_from_the_start(
     with pytest.raises(KeyboardInterrupt):
         run(Squares(**squares, until=-1), workdir / "study")
     begun = capsys.readouterr()
-    assert begun.out.startswith("study: Helpers of several test files.")
+    assert begun.out.startswith("study: A study of squares, which gives up where it is told to.")
     assert begun.err.startswith("study: row 1 of 6: number 0\n")
     run(Squares(**squares), workdir / "study")
     out = capsys.readouterr().out

@@ -8,7 +8,7 @@ from odenet_lightning.gradients.adjoint import Adjoint
 from odenet_lightning.gradients.backprop import Backprop
 from odenet_lightning.gradients.base import Gradient, GradientError
 from odenet_lightning.gradients.checkpoint import Checkpoint
-from odenet_lightning.gradients.recompute import UnknownTensorError
+from odenet_lightning.gradients.leaves import UnknownTensorError
 from odenet_lightning.gradients.reversible import Reversible
 
 __all__ = ["Adjoint", "Backprop", "Checkpoint", "Gradient", "GradientError", "Reversible", "UnknownTensorError"]

@@ -16,7 +16,8 @@ from odenet_lightning.gradients.base import (
     refusing_transforms,
     vector_jacobian,
 )
-from odenet_lightning.gradients.recompute import Recomputation, buffers_of, inputs_of, refuse_unknown_inputs
+from odenet_lightning.gradients.leaves import refuse_unknown_inputs
+from odenet_lightning.gradients.recompute import Recomputation, buffers_of, inputs_of
 from odenet_lightning.solvers import AdaptiveRungeKutta, Norm, Problem, Solution, Solver, VectorField, rms_norm
 from odenet_lightning.solvers.evaluation import evaluate, refusing_randomness
 from odenet_lightning.solvers.settings import check_positive_number

@@ -15,14 +15,8 @@ from odenet_lightning.gradients.base import (
     vector_jacobian,
 )
 from odenet_lightning.gradients.binomial import Kept, backwards, graph_is_kept, places
-from odenet_lightning.gradients.recompute import (
-    Recomputation,
-    Surroundings,
-    add,
-    inputs_of,
-    refuse_unknown_inputs,
-    sample,
-)
+from odenet_lightning.gradients.leaves import refuse_unknown_inputs
+from odenet_lightning.gradients.recompute import Recomputation, Surroundings, add, inputs_of, sample
 from odenet_lightning.solvers import FieldError, Problem, Solution, Solver, Step, VectorField
 from odenet_lightning.solvers.evaluation import name_of
 

@@ -5,8 +5,7 @@ be the same: the tensors that replaced its parameters, its buffers, random numbe
 among its parameters cannot be found from the field, and are refused; so are those that it keeps from an evaluation.
 """
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,12 +16,12 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from odenet_lightning.gradients.base import GradientError
+from odenet_lightning.gradients.leaves import held_tensors, lost_gradients, refuse_unknown_leaves
 from odenet_lightning.kernels import FusedStep, Plan
 from odenet_lightning.solvers import BackwardStats, FieldError, VectorField
-from odenet_lightning.solvers.evaluation import evaluate, name_of
+from odenet_lightning.solvers.evaluation import name_of
 from odenet_lightning.solvers.runge_kutta import fused_step
 
-TORCHS_OWN = frozenset(vars(nn.Module()))  # attributes of every module: its parameters, buffers, hooks
 SAMPLED = 64  # entries of a state that are kept, to detect one that differs when recomputed
 
 
@@ -41,18 +40,6 @@ def buffers_of(field: VectorField) -> dict[str, Tensor]:
     if not isinstance(field, nn.Module):
         return {}
     return {name: buffer.clone() for name, buffer in field.named_buffers(remove_duplicate=False)}
-
-
-def held_tensors(field: VectorField) -> Iterator[tuple[str, Tensor]]:
-    """The real tensors that the field's modules hold as plain attributes, or in a list, tuple or dict that is one."""
-    for path, module in field.named_modules() if isinstance(field, nn.Module) else ():
-        for name, value in vars(module).items():
-            if name in TORCHS_OWN:
-                continue
-            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
-            for x in held:
-                if isinstance(x, Tensor) and x.is_floating_point():
-                    yield f"{path}.{name}".strip("."), x
 
 
 def sample(y: Tensor) -> Tensor:
@@ -216,66 +203,3 @@ class Recomputation:
                 f"{self.__qualname__} keeps {lost[0]} from one evaluation for the next ones, so no gradient passes "
                 "through it when a step is recomputed: compute it in each evaluation, or use Backprop"
             )
-
-
-def lost_gradients(field: VectorField, t: float, y: Tensor, kept: Mapping[str, Tensor]) -> list[str]:
-    """Which of the tensors that a field keeps from a forward pass without gradients would have had one.
-
-    Found by an evaluation of a copy of the field, without those tensors.
-    """
-    if not kept or not isinstance(field, nn.Module):
-        return []
-    try:
-        computed = [*kept.values(), *(x for _, x in held_tensors(field) if not x.is_leaf)]  # torch copies leaves only
-        twin = copy.deepcopy(field, {id(x): None for x in computed})
-        with torch.enable_grad():
-            evaluate(twin, t, y.detach())
-    except Exception:  # whatever it says: without them it does not work
-        return list(kept)
-    return [name for name, x in held_tensors(twin) if name in kept and x.requires_grad]
-
-
-def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Tensor]) -> None:
-    """Refuse a field that depends on a tensor which requires a gradient and is not among its parameters.
-
-    Raises:
-        FieldError: `tensor` is the one that would have got no gradient.
-    """
-    seen, waiting = set(), [output.grad_fn]
-    leaves = {id(tensor) for tensor in known}
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)  # of the nodes that accumulate a leaf's gradient
-        if leaf is not None and id(leaf) not in leaves:
-            raise UnknownTensorError(field, leaf)
-        waiting.extend(following for following, _ in node.next_functions)
-
-
-class UnknownTensorError(FieldError):
-    """A field depends on a tensor that requires a gradient and is not among its parameters.
-
-    Attributes:
-        tensor: that tensor.
-    """
-
-    def __init__(self, field: VectorField, tensor: Tensor, name: str = "") -> None:
-        self.field, self.tensor = field, tensor
-        called = f"{name}, " if name else ""
-        super().__init__(
-            f"{name_of(field)} uses a tensor ({called}shape {list(tensor.shape)}) that is no parameter of it, so it "
-            "would get no gradient: register the layer or parameter that it belongs to as an attribute of the field "
-            "(layers in a list: nn.ModuleList), or use Backprop"
-        )
-
-
-def refuse_unknown_inputs(field: VectorField, t: float, y0: Tensor) -> None:
-    """`refuse_unknown_leaves` where neither y0 nor a parameter requires a gradient, by one evaluation.
-
-    No backward pass would run, so nothing else would notice.
-    """
-    with torch.enable_grad():
-        output = evaluate(field, t, y0.detach())
-    refuse_unknown_leaves(field, output, ())

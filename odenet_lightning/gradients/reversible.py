@@ -14,14 +14,8 @@ from odenet_lightning.gradients.base import (
     vector_jacobian,
 )
 from odenet_lightning.gradients.binomial import Kept, graph_is_kept
-from odenet_lightning.gradients.recompute import (
-    Recomputation,
-    Surroundings,
-    add,
-    inputs_of,
-    refuse_unknown_inputs,
-    sample,
-)
+from odenet_lightning.gradients.leaves import refuse_unknown_inputs
+from odenet_lightning.gradients.recompute import Recomputation, Surroundings, add, inputs_of, sample
 from odenet_lightning.solvers import Problem, Solution, Solver, Step, rms_norm
 from odenet_lightning.solvers import Reversible as ReversibleSolver
 

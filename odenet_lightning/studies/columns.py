@@ -41,7 +41,7 @@ def duration(seconds: float) -> str:
     for scale, unit in ((1e-6, "us"), (1e-3, "ms"), (1.0, "s")):
         if abs(seconds) < {"us": 1e-3, "ms": 1.0, "s": 120.0}[unit]:
             return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 60:,.1f} min"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,14 @@ MAPS = (0.0, 0.25, 0.5, 0.75, 1.0)  # times of the feature maps drawn
 DRAWN = 3  # digits whose feature maps are drawn
 SECONDS = 4.0  # the animation's length
 
+COLUMNS = (
+    Column("t"),
+    Column("accuracy", "head accuracy", percent, says="of the trained head when given y(t) instead of y(1)"),
+    Column("norm", "|y(t)|", says="mean Euclidean norm of the state"),
+    Column("direction", "cosine", says="of the angle between dy/dt at t and at 0, its mean over the digits"),
+    Column("separation", "separation", says="variance between the classes over the variance within them"),
+)
+
 
 @dataclass
 class Flow(OneNetwork):
@@ -44,13 +52,7 @@ class Flow(OneNetwork):
 
     quick: ClassVar[dict[str, Any]] = {"frames": 9, "images_used": 250, "epochs": 8}
     sweeps: ClassVar[tuple[str, ...]] = ("frames",)
-    columns: ClassVar[tuple[Column, ...]] = (
-        Column("t"),
-        Column("accuracy", "head accuracy", percent, says="of the trained head when given y(t) instead of y(1)"),
-        Column("norm", "|y(t)|", says="mean Euclidean norm of the state"),
-        Column("direction", "cosine", says="of the angle between dy/dt at t and at 0, its mean over the digits"),
-        Column("separation", "separation", says="variance between the classes over the variance within them"),
-    )
+    columns: ClassVar[tuple[Column, ...]] = COLUMNS
 
     def times(self) -> list[float]:
         """Evenly spaced in [0, 1]."""
@@ -125,7 +127,7 @@ class Flow(OneNetwork):
         points, times = self.projected(), self.times()
         panels = top.subplots(1, len(PANELS), sharex=True, sharey=True)
         for axes, t in zip(panels, PANELS, strict=True):
-            self._scatter(axes, points[times.index(t)])
+            draw_points(axes, points[times.index(t)], self.seen[1])
             axes.set_title(f"{len(points[0])} digits at t = {t:g}", fontsize=10)
         panels[0].set_ylabel("2nd component", fontsize=8)
         panels[1].set_xlabel("1st principal component of y(1)", fontsize=8)
@@ -139,14 +141,6 @@ class Flow(OneNetwork):
             "channels of the state, one colour scale for all, white at 0.",
         )
         return figure
-
-    def _scatter(self, axes: Axes, points: Tensor) -> None:
-        """Each point is drawn as the digit it is, so that classes can be told apart without colour."""
-        _, labels = self.seen
-        for digit in range(CLASSES):
-            x, y = points[labels.cpu() == digit].T.numpy()
-            style = {"marker": f"${digit}$", "s": 22, "linewidths": 0.2}
-            axes.scatter(x, y, c=f"C{digit}", **style)
 
     def _maps(self, panels: Any) -> None:
         """Channels down, time across, one digit a panel."""
@@ -177,12 +171,11 @@ class Flow(OneNetwork):
         points, times = self.projected(), self.times()
         figure = new_figure(4.2, 4.2)
         axes = figure.subplots()
-        low, high = points.flatten(0, 1).amin(0), points.flatten(0, 1).amax(0)
-        low, high = (low - 0.04 * (high - low)).tolist(), (high + 0.04 * (high - low)).tolist()  # room for the labels
+        low, high = limits(points)
 
         def show(frame: int) -> list[Any]:
             axes.clear()
-            self._scatter(axes, points[frame])
+            draw_points(axes, points[frame], self.seen[1])
             accuracy = number(rows[frame], "accuracy")
             axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[])
             axes.set_title(f"t = {times[frame]:.2f}: head accuracy {accuracy:.1%}", fontsize=10)
@@ -194,9 +187,22 @@ class Flow(OneNetwork):
         animated.save(self.folder / "flow.gif", writer=writer)
 
 
+def limits(points: Tensor) -> tuple[list[float], list[float]]:
+    """The corners of all points, with room for the labels."""
+    low, high = points.flatten(0, 1).amin(0), points.flatten(0, 1).amax(0)
+    return (low - 0.04 * (high - low)).tolist(), (high + 0.04 * (high - low)).tolist()
+
+
 def forward_and_rest(frames: int) -> list[int]:
     """The order in which an animation shows its frames: forward, and the last one as long as half of them."""
     return [*range(frames), *[frames - 1] * (frames // 2)]
+
+
+def draw_points(axes: Axes, points: Tensor, labels: Tensor) -> None:
+    """Each point is drawn as the digit it is, so that classes can be told apart without colour."""
+    for digit in range(CLASSES):
+        x, y = points[labels.cpu() == digit].T.numpy()
+        axes.scatter(x, y, c=f"C{digit}", marker=f"${digit}$", s=22, linewidths=0.2)
 
 
 def draw_curves(panels: Any, rows: list[Row]) -> None:

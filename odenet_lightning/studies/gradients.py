@@ -45,6 +45,18 @@ MEASURED = (
     *("relative_error", "cosine"),
 )
 
+COLUMNS = (
+    Column("gradient", is_text=True),
+    Column("rtol", "rtol", says="tolerance of Dopri5, rtol = atol"),
+    Column("num_steps", "steps", says="of Midpoint over [0, 1], where there is no tolerance"),
+    Column("seconds", "time per step", duration),
+    Column("nfe_forward", "NFE for.", says="evaluations of the field in the forward pass"),
+    Column("nfe_backward", "NFE back.", says="in the backward pass, those of steps replayed among them"),
+    Column("held_bytes", "kept", size, says="the most that autograd holds at a time for the backward pass"),
+    Column("peak_bytes", "peak", size, says="the most that all tensors of a step take at a time"),
+    Column("relative_error", "error", says="of the whole gradient, relative to one in float64 at 1e-8"),
+)
+
 
 @dataclass
 class Gradients(TrainedBefore):
@@ -74,17 +86,7 @@ class Gradients(TrainedBefore):
         **{"batch_size": 16, "repeats": 3},
     }
     sweeps: ClassVar[tuple[str, ...]] = ("tolerances", "depths")
-    columns: ClassVar[tuple[Column, ...]] = (
-        Column("gradient", is_text=True),
-        Column("rtol", "rtol", says="tolerance of Dopri5, rtol = atol"),
-        Column("num_steps", "steps", says="of Midpoint over [0, 1], where there is no tolerance"),
-        Column("seconds", "time per step", duration),
-        Column("nfe_forward", "NFE for.", says="evaluations of the field in the forward pass"),
-        Column("nfe_backward", "NFE back.", says="in the backward pass, those of steps replayed among them"),
-        Column("held_bytes", "kept", size, says="the most that autograd holds at a time for the backward pass"),
-        Column("peak_bytes", "peak", size, says="the most that all tensors of a step take at a time"),
-        Column("relative_error", "error", says="of the whole gradient, relative to one in float64 at 1e-8"),
-    )
+    columns: ClassVar[tuple[Column, ...]] = COLUMNS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,21 +174,8 @@ class Gradients(TrainedBefore):
         }
 
     def answer(self, rows: list[Row]) -> str:
-        """Whether a batch fits at the most evaluations that plain backpropagation took, and what Checkpoint saves."""
-        plain = [row for row in rows if row["gradient"] == "Backprop" and row["n"]]
-        hardest = max(plain, key=lambda row: number(row, "nfe_forward"), default=None)
-        if hardest is None:
-            return "no plain backpropagation could be finished, with which others would be compared."
-        batches = number(hardest, "images_per_gib") / self.batch_size
-        text = (
-            f"{'no' if batches >= 1 else 'yes'}: at {number(hardest, 'nfe_forward'):.0f} evaluations forward, 1 GiB "
-            f"holds {batches:.1f} batches of {self.batch_size} with Backprop"
-        )
-        others = {row["gradient"]: row for row in rows if row["n"] and at(row) == at(hardest)}
-        if "Checkpoint" in others:
-            peak, time = (number(others["Checkpoint"], k) / number(hardest, k) for k in ("peak_bytes", "seconds"))
-            text += f"; Checkpoint takes {peak:.2f} of its peak memory in {time:.2f} of its time"
-        return text + "."
+        """Whether memory is a problem."""
+        return in_words(rows, self.batch_size)
 
     def draw(self, rows: list[Row]) -> Figure:
         """Error, time and evaluations over tolerances; images that fit over depths."""
@@ -194,10 +183,10 @@ class Gradients(TrainedBefore):
         (error, seconds), (backward, images) = figure.subplots(2, 2)
         adaptive = [row for row in rows if row["rtol"] is not None]
         fixed = [row for row in rows if row["num_steps"] is not None]
-        self._lines(error, adaptive, "rtol", "relative_error", "error of the whole gradient")
-        self._lines(seconds, adaptive, "rtol", "seconds", f"seconds per training step of {self.batch_size} images")
-        self._lines(backward, adaptive, "rtol", "nfe_backward", "evaluations in the backward pass")
-        self._lines(images, fixed, "num_steps", "images_per_gib", "images per step that fit into 1 GiB")
+        draw_lines(error, adaptive, "rtol", "relative_error", "error of the whole gradient")
+        draw_lines(seconds, adaptive, "rtol", "seconds", f"seconds per training step of {self.batch_size} images")
+        draw_lines(backward, adaptive, "rtol", "nfe_backward", "evaluations in the backward pass")
+        draw_lines(images, fixed, "num_steps", "images_per_gib", "images per step that fit into 1 GiB")
         for axes in (error, seconds, backward):
             axes.set_xlabel("Dopri5's tolerance")
             axes.invert_xaxis()
@@ -214,17 +203,36 @@ class Gradients(TrainedBefore):
         )
         return figure
 
-    @staticmethod
-    def _lines(axes: Axes, rows: list[Row], x: str, y: str, title: str) -> None:
-        for index, name in enumerate(GRADIENTS):
-            points = [(row[x], row[y]) for row in rows if row["gradient"] == name and row[y]]
-            axes.plot(*zip(*points, strict=True), label=name, **series_style(index)) if points else None
-        log_axis(axes, "x")
-        log_axis(axes, "y")
-        axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.3)
-
 
 def at(row: Row) -> tuple[object, object]:
     """The solver's setting."""
     return row["rtol"], row["num_steps"]
+
+
+def draw_lines(axes: Axes, rows: list[Row], x: str, y: str, title: str) -> None:
+    """A line for each gradient method, on logarithmic axes."""
+    for index, name in enumerate(GRADIENTS):
+        points = [(row[x], row[y]) for row in rows if row["gradient"] == name and row[y]]
+        axes.plot(*zip(*points, strict=True), label=name, **series_style(index)) if points else None
+    log_axis(axes, "x")
+    log_axis(axes, "y")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+
+
+def in_words(rows: list[Row], batch_size: int) -> str:
+    """Whether a batch fits at the most evaluations that plain backpropagation took, and what Checkpoint saves."""
+    plain = [row for row in rows if row["gradient"] == "Backprop" and row["n"]]
+    hardest = max(plain, key=lambda row: number(row, "nfe_forward"), default=None)
+    if hardest is None:
+        return "no plain backpropagation could be finished, with which others would be compared."
+    batches = number(hardest, "images_per_gib") / batch_size
+    text = (
+        f"{'no' if batches >= 1 else 'yes'}: at {number(hardest, 'nfe_forward'):.0f} evaluations forward, 1 GiB "
+        f"holds {batches:.1f} batches of {batch_size} with Backprop"
+    )
+    others = {row["gradient"]: row for row in rows if row["n"] and at(row) == at(hardest)}
+    if "Checkpoint" in others:
+        peak, time = (number(others["Checkpoint"], k) / number(hardest, k) for k in ("peak_bytes", "seconds"))
+        text += f"; Checkpoint takes {peak:.2f} of its peak memory in {time:.2f} of its time"
+    return text + "."

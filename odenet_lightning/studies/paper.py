@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import torch
 from lightning import seed_everything
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,14 +20,26 @@ from torch.optim import AdamW
 from odenet_lightning.block import recorded_solves
 from odenet_lightning.callbacks import EvaluationCounts
 from odenet_lightning.checkpoints import WholeCheckpointIO
-from odenet_lightning.figures import caption, log_axis, new_figure, series_style
+from odenet_lightning.figures import caption, new_figure
 from odenet_lightning.gradients import Adjoint
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5, Problem, VectorField, rms_norm
 from odenet_lightning.studies.columns import Column, duration, percent
+from odenet_lightning.studies.paper_panels import draw_panels
 from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number, numbers
 from odenet_lightning.studies.training import trainer_for
+
+COLUMNS = (
+    Column("step", says="of the optimiser"),
+    Column("rtol", "rtol", says="tolerance of a solve with the last weights; without one, the row is of training"),
+    Column("nfe_forward", "NFE for.", says="evaluations of the field per forward solve"),
+    Column("nfe_backward", "NFE back.", says="in the adjoint's solve"),
+    Column("seconds", "time", duration, says="of the steps since the row above; of a forward solve"),
+    Column("seconds_backward", "time back.", duration, says="of a backward solve"),
+    Column("relative_error", "error", says="relative, of y(1), against a float64 solve at 1e-8"),
+    Column("val_acc", "val acc", percent, says="accuracy on ten batches of validation digits"),
+)
 
 
 @dataclass
@@ -64,16 +75,7 @@ class Paper(Study):
         **{"tolerances": [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]},
     }
     sweeps: ClassVar[tuple[str, ...]] = ("tolerances", "points")
-    columns: ClassVar[tuple[Column, ...]] = (
-        Column("step", says="of the optimiser"),
-        Column("rtol", "rtol", says="tolerance of a solve with the last weights; without one, the row is of training"),
-        Column("nfe_forward", "NFE for.", says="evaluations of the field per forward solve"),
-        Column("nfe_backward", "NFE back.", says="in the adjoint's solve"),
-        Column("seconds", "time", duration, says="of the steps since the row above; of a forward solve"),
-        Column("seconds_backward", "time back.", duration, says="of a backward solve"),
-        Column("relative_error", "error", says="relative, of y(1), against a float64 solve at 1e-8"),
-        Column("val_acc", "val acc", percent, says="accuracy on ten batches of validation digits"),
-    )
+    columns: ClassVar[tuple[Column, ...]] = COLUMNS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,37 +176,13 @@ class Paper(Study):
         }
 
     def answer(self, rows: list[Row]) -> str:
-        """Which of the paper's three observations are made here."""
-        solved = sorted((row for row in rows if row["rtol"] is not None), key=lambda row: -number(row, "rtol"))
-        errors, training = numbers(solved, "relative_error"), [row for row in rows if row["rtol"] is None]
-        falls = all(later <= earlier for earlier, later in itertools.pairwise(errors))
-        first, last = (number(training[at], "nfe_forward") for at in (0, -1))
-        ratio = statistics.median(number(row, "nfe_backward") / number(row, "nfe_forward") for row in solved)
-        return (
-            f"the error {'falls' if falls else 'does not fall'} with every tighter tolerance, the evaluations of a "
-            f"forward solve {'grow' if last > first else 'do not grow'} during training ({first:.0f} to {last:.0f}), "
-            f"and the backward pass takes {ratio:.1f} times those of the forward pass (median over tolerances), which "
-            "in the paper is about a half."
-        )
+        """Which of the paper's observations are made here."""
+        return in_words(rows)
 
     def draw(self, rows: list[Row]) -> Figure:
         """The four panels."""
         figure = new_figure(8.3, 7.0)
-        (error, seconds), (backward, training) = figure.subplots(2, 2)
-        solved = sorted((row for row in rows if row["rtol"] is not None), key=lambda row: -number(row, "rtol"))
-        draw_error(error, solved)
-        draw_costs(seconds, backward, solved)
-        draw_training(training, [row for row in rows if row["rtol"] is None])
-        for axes in (error, seconds, backward):
-            axes.set_xlabel("evaluations of a forward solve")
-        for axes, title in (
-            (error, "(a) error of y(1), at each tolerance"),
-            (seconds, f"(b) seconds of a solve, batch {self.batch_size}"),
-            (backward, "(c) evaluations of the adjoint's backward solve"),
-            (training, f"(d) evaluations per solve, trained at {self.tolerance:g}"),
-        ):
-            axes.set_title(title, fontsize=10)
-            axes.grid(alpha=0.3)
+        draw_panels(figure, rows, self.batch_size, self.tolerance)
         caption(
             figure,
             "As in Figure 3 of Chen et al. 2018. (a) to (c): the last weights, solved at tolerances rtol = atol. "
@@ -220,32 +198,16 @@ def accurate_y1(field: VectorField, y0: Tensor) -> Tensor:
     return Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE).solve(Problem(field, y0)).y
 
 
-def draw_error(axes: Axes, solved: list[Row]) -> None:
-    """Panel (a): the error of y(1) over evaluations, each point with its tolerance."""
-    work, errors = numbers(solved, "nfe_forward"), numbers(solved, "relative_error")
-    axes.plot(work, errors, **series_style(0))
-    for row, place in zip(solved, zip(work, errors, strict=True), strict=True):
-        axes.annotate(f"{row['rtol']:g}", place, xytext=(6, 4), textcoords="offset points", fontsize=8)
-    axes.margins(0.22, 0.14)  # room for the tolerances
-    log_axis(axes, "y")
-
-
-def draw_costs(seconds: Axes, backward: Axes, solved: list[Row]) -> None:
-    """Panels (b) and (c): time, and evaluations of the backward pass, over those of the forward pass."""
-    work = numbers(solved, "nfe_forward")
-    seconds.plot(work, numbers(solved, "seconds"), label="forward", **series_style(0))
-    seconds.plot(work, numbers(solved, "seconds_backward"), label="backward", **series_style(1))
-    seconds.set_ylim(0, None)
-    seconds.legend()
-    backward.plot(work, numbers(solved, "nfe_backward"), label="measured", **series_style(0))
-    backward.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":", label="as many as forward")
-    backward.set(xlim=(0, None), ylim=(0, None))
-    backward.legend()
-
-
-def draw_training(axes: Axes, steps: list[Row]) -> None:
-    """Panel (d): evaluations per solve over optimiser steps."""
-    for index, label in enumerate(("forward", "backward")):
-        axes.plot(numbers(steps, "step"), numbers(steps, f"nfe_{label}"), label=label, **series_style(index))
-    axes.set_xlabel("optimiser step")
-    axes.legend()
+def in_words(rows: list[Row]) -> str:
+    """Which of the paper's three observations are made here."""
+    solved = sorted((row for row in rows if row["rtol"] is not None), key=lambda row: -number(row, "rtol"))
+    errors, training = numbers(solved, "relative_error"), [row for row in rows if row["rtol"] is None]
+    falls = all(later <= earlier for earlier, later in itertools.pairwise(errors))
+    first, last = (number(training[at], "nfe_forward") for at in (0, -1))
+    ratio = statistics.median(number(row, "nfe_backward") / number(row, "nfe_forward") for row in solved)
+    return (
+        f"the error {'falls' if falls else 'does not fall'} with every tighter tolerance, the evaluations of a "
+        f"forward solve {'grow' if last > first else 'do not grow'} during training ({first:.0f} to {last:.0f}), "
+        f"and the backward pass takes {ratio:.1f} times those of the forward pass (median over tolerances), which "
+        "in the paper is about a half."
+    )

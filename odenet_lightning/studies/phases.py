@@ -11,15 +11,23 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 
 from odenet_lightning.figures import COLOURS, caption, new_figure
-from odenet_lightning.studies.columns import Column, duration
+from odenet_lightning.studies.columns import Column
 from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.recipes import BUILT_IN, digest, fit_arguments
 from odenet_lightning.studies.study import Row, Study, number
 
 # in the order of a run; the first is before the trainer exists, the last after the fit has ended
 PHASES = ("start", "loop", "training", "validation", "pictures", "is_ode", "checkpoints", "exit")
-TITLES = {"checkpoints": "check- points"}
+TITLES = {
+    **dict(zip(PHASES, PHASES, strict=True)),
+    **{"training": "train", "validation": "val", "pictures": "pic- tures", "checkpoints": "check- points"},
+}
 BAR_COLOURS = (*COLOURS, "#f0e442")
+
+
+def seconds(value: float) -> str:
+    """Short, as there are many columns."""
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 @dataclass
@@ -44,8 +52,8 @@ class Phases(Study):
     sweeps: ClassVar[tuple[str, ...]] = ("configs", "runs")
     columns: ClassVar[tuple[Column, ...]] = (
         Column("recipe", is_text=True),
-        *(Column(phase, TITLES.get(phase, phase), duration) for phase in PHASES),
-        Column("total", "total", duration, says="medians of the runs"),
+        *(Column(phase, TITLES[phase], seconds) for phase in PHASES),
+        Column("total", "total", seconds, says="in seconds, as all are; medians of the runs"),
         Column("n", "runs"),
     )
 

@@ -109,7 +109,7 @@ def dynamics() -> str:
     lines = [
         [
             *(str(line["network"]), f"{line['parameters']:,}", f"{line['evaluations']:g}"),
-            *(f"{line['accuracy']} {line['interval']}", str(line["points"] or MISSING)),
+            *(str(line["accuracy"]), str(line["points"] or MISSING)),
             *(f"{number(line, 'seconds'):.0f}", str(line["n"])),
         ]
         for line in Dynamics().table(reference("dynamics"))

@@ -43,6 +43,17 @@ COMPARED = 32  # images whose y(1) is compared with the reference
 # name -> the solver trained with, None for one midpoint step and in the last epoch two
 TRAINED = {"one Euler step": Euler(num_steps=1), "midpoint, two steps": None}
 
+COLUMNS = (
+    Column("network", "trained with", is_text=True),
+    Column("solver", "tested with", is_text=True),
+    Column("num_steps", "steps"),
+    Column("rtol", "rtol", says="tolerance, rtol = atol"),
+    Column("evaluations", "NFE", says="evaluations of the field per solve"),
+    Column("seconds_per_1000", "time per 1,000", duration, says="to classify 1,000 digits"),
+    Column("relative_error", "error", says="relative, of y(1), root mean square, against a float64 solve at 1e-8"),
+    Column("accuracy", "accuracy", percent, says="on validation digits"),
+)
+
 
 @dataclass
 class Solvers(TrainedBefore):
@@ -70,16 +81,7 @@ class Solvers(TrainedBefore):
         **{"epochs": 8, "images_used": 250},
     }
     sweeps: ClassVar[tuple[str, ...]] = ("steps", "tolerances")
-    columns: ClassVar[tuple[Column, ...]] = (
-        Column("network", "trained with", is_text=True),
-        Column("solver", "tested with", is_text=True),
-        Column("num_steps", "steps"),
-        Column("rtol", "rtol", says="tolerance, rtol = atol"),
-        Column("evaluations", "NFE", says="evaluations of the field per solve"),
-        Column("seconds_per_1000", "time per 1,000", duration, says="to classify 1,000 digits"),
-        Column("relative_error", "error", says="relative, of y(1), root mean square, against a float64 solve at 1e-8"),
-        Column("accuracy", "accuracy", percent, says="on validation digits"),
-    )
+    columns: ClassVar[tuple[Column, ...]] = COLUMNS
 
     def __post_init__(self) -> None:
         super().__post_init__()
