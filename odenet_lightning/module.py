@@ -41,7 +41,7 @@ class ClassifierModule(Evaluated):
         on_solver_error: "raise" ends the run with the error, its checkpoints kept; "skip" discards the batch and any
             accumulated gradients, and counts it (`solver/skipped`), up to ten in a row. One process only, and not in
             16-mixed, whose scaler needs every batch.
-        regularizer: makes the dynamics cheap to solve, in training alone; by default none. `train/loss` is without it.
+        regularizer: makes the dynamics cheap to solve, in training alone; by default none. `train/loss` excludes it.
         compile: compile the ODE blocks' fields with torch.compile, or the whole network if it has no ODE block. Takes
             a minute at the start; state-dict keys stay the same.
         cuda_graph: run training steps of fixed-step solves as CUDA graphs (see `graphs`), with the same numbers to

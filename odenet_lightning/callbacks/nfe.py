@@ -25,7 +25,7 @@ class EvaluationCounts(Callback):
     Of the last training batch: `solver/accepted` and `solver/rejected`, summed over the blocks;
     `solver/smallest_step`, the minimum over the blocks, and `solver/last_step`, the last step of the last
     solve, both in units of t; and, with `Adjoint`, `adjoint/y0_error`, the largest of its relative errors
-    of y0. The relative error of the gradient is about as large.
+    of y0. The relative error of the gradient is of that order (see `Adjoint`).
 
     Also keeps a budget: warns once when a batch's evaluations exceed half of `budget`, and ends the
     run, checkpoints kept, when they exceed all of it: training with dynamics this stiff makes no progress.

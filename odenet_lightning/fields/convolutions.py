@@ -149,8 +149,8 @@ class TimeConv(nn.Module):
 class TimeConvField(Field):
     """The field of Chen et al. 2018 (arXiv:1806.07366): norm, relu, conv, norm, relu, conv, norm, with t as a channel.
 
-    75,392 parameters at 64 channels. Not for small computers: on a state of the same height and width, an
-    evaluation takes about a hundred times as long as one of `ConvField` at 6 channels.
+    75,392 parameters at 64 channels. Not for a laptop's CPU: on a state of the same height and width,
+    an evaluation takes about a hundred times as long as one of `ConvField` at 6 channels.
 
     Args:
         channels: C, at least 1.

@@ -20,11 +20,11 @@ class SecondOrder(Field):
     as many channels as the state, and an evaluation costs one of the field. Any solver keeps its order. In the paper,
     f may depend on v, too; here it does so only through the friction of `HeavyBall`.
 
-    The first velocity comes from the stem: `ODENet(channels=12)` learns all 12 channels, of which 6 are velocities;
+    The initial velocity comes from the stem: `ODENet(channels=12)` learns all 12 channels, of which 6 are velocities;
     `ODENet(channels=6, augment_dim=6)` starts at rest.
 
-    Not where few evaluations must do: from rest, an Euler step of any size leaves the position where it is. There is no
-    friction, so a flow contracts in some directions only as much as it expands in others.
+    Not for very few evaluations: from rest, the first Euler step changes the velocity alone. Without friction, the flow
+    preserves volume: it contracts in some directions only as much as it expands in others.
 
     Args:
         field: f, on half of the channels; by default `ConvField` with 6.
@@ -52,14 +52,14 @@ class SecondOrder(Field):
 class HeavyBall(SecondOrder):
     """y'' = f(t, y) - gamma y', a ball with friction (HBNODE, Xia et al. 2021, arXiv:2110.04840).
 
-    gamma = sigmoid(omega) is learned, a single number between 0 and 1. See `SecondOrder` for the state, whose energy
-    the friction takes: volumes of the state space shrink by exp(-gamma C H W t) under any f.
+    gamma = sigmoid(omega) is learned, a single number between 0 and 1; the state is that of `SecondOrder`. Whatever f
+    is, volumes of the state space shrink by exp(-gamma C H W t), for positions `[B, C, H, W]`.
 
-    Not for strong friction, which needs gamma above 1, nor where `SecondOrder` would not do either.
+    Not for friction above 1, nor where `SecondOrder` does not suit.
 
     Args:
         field: f, on half of the channels; by default `ConvField` with 6.
-        damping: gamma in the beginning; the authors begin with sigmoid(-3).
+        damping: initial gamma; the authors start from sigmoid(-3), about 0.047.
     """
 
     def __init__(self, field: Field | None = None, damping: float = 0.05) -> None:
@@ -115,15 +115,15 @@ class Galerkin(Field):
     The functions psi_j are a cosine series or polynomials (Massaroli et al. 2020, arXiv:2002.08071), or are 1 in one of
     equal parts of [0, 1] and 0 elsewhere: weights that are piecewise constant in t (Queiruga et al. 2020 and 2021,
     arXiv:2008.02389 and 2106.08018). The coefficients theta_j are the parameters of copies of the field, so that each
-    has the name and the shape of what it is a coefficient of. It begins as the given field, the same at all times.
+    has the name and shape of its parameter. Initially it is the given field, the same at all times.
 
     Parameters: `terms` times the field's. Time: the sums, and no kernel for whole steps. Where each image has its own
     time (`per_sample`), each has its own weights, and the field runs under `torch.vmap`, which is slow.
 
     Not "piecewise" unless the steps end at the breaks j / terms: a step over a break has an error of order h, so every
     method is of first order, and an adaptive one takes many small steps there. `Euler` and `Midpoint` keep their order
-    if `num_steps` is a multiple of `terms`. `Heun`, `RK4` and the rest do not, and neither does the backward solve of
-    `Adjoint`: they evaluate the break at a step's end, too, where the weights of the other side hold. With fewer steps
+    if `num_steps` is a multiple of `terms`. `Heun`, `RK4` and the rest do not, nor does the backward solve of
+    `Adjoint`: they also evaluate f at the break that ends a step, where the next part's weights apply. With fewer steps
     than terms (`CoarseStart`), some weights are never used.
 
     Args:

@@ -38,13 +38,13 @@ class Adjoint(Gradient):
     of both solves, which shrink only with the tolerances. At the post's tolerance of 0.1 expect tens of
     per cent (64 % in the reference rows of `study gradients`).
 
-    Not recommended when the states fit into memory, or when gradients must be trusted: `Checkpoint`
-    costs about the same, is exact and keeps little. A flow that contracts strongly cannot be recomputed
-    backwards at all, at any tolerance (Gholami et al. 2019, arXiv:1902.10298), and the gradient is
-    wrong. `SolveStats.backward.y0_error` is the relative error of the recomputed y0; where it first exceeds
-    0.1, there is a warning, once for each field. In the post's network and two others, at tolerances of 0.1 to 1e-5,
-    the gradient was off by 0.4 to 9 times as much as y0; with `normalise=False`, whose errors in dL/dy y0 does not
-    show, by up to 36 times. A field that draws random numbers is refused.
+    Not recommended when the states fit into memory, or when gradients must be trusted: `Checkpoint` is
+    exact, keeps little, and is faster in every row of `study gradients`. A flow that contracts strongly cannot
+    be recomputed backwards at any tolerance (Gholami et al. 2019, arXiv:1902.10298), and the gradient is then
+    wrong. `SolveStats.backward.y0_error` is the relative error of the recomputed y0; a warning is given, once
+    for each field, when it exceeds 0.1. In the post's network and two others, at tolerances of 0.1 to 1e-5, the
+    relative error of the gradient was 0.4 to 9 times that of y0, and up to 36 times with `normalise=False`, since
+    y0 does not show errors in dL/dy. A field that draws random numbers is refused.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Adjoint(Gradient):
                 not feed back into y and a, so its error need not shrink their steps. A `per_sample` solver
                 always leaves it out, since g belongs to no image.
             normalise: solve for a over its root mean square at t1 and multiply back, so that neither the
-                gradient nor its cost depends on the loss's unit, a mean over the batch or a loss scale. Small
+                gradient nor its cost depends on the loss's scale (a mean over the batch, 16-bit loss scaling). Small
                 tolerances then cost far more evaluations, and a relu's kinks can make them unreachable. False
                 applies `atol` to dL/dy itself, as torchdiffeq does.
         """

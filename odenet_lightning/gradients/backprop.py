@@ -8,11 +8,11 @@ class Backprop(Gradient):
     """Automatic differentiation through every accepted step of the solver.
 
     Exact (to rounding) for the discrete solution; one vector-Jacobian product per evaluation and no further
-    evaluation, so it is the fastest. Memory grows with the evaluations of the accepted steps: every one keeps
+    evaluation, so it is usually the fastest. Memory grows with the evaluations of the accepted steps: every one keeps
     its intermediate results. Step sizes count as constants (not in `TorchDiffEq`, see there). Higher
     derivatives, `torch.func` and forward mode work.
 
-    Not when that memory is what you lack: `Checkpoint` gives the same gradient.
+    Not when memory is short: `Checkpoint` gives the same gradient with less.
     """
 
     def solve(self, solver: Solver, problem: Problem) -> Solution:

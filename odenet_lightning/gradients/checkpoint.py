@@ -36,13 +36,13 @@ class Checkpoint(Gradient):
     Memory: one state per accepted step, or `slots` states whatever the number of steps, plus one step's
     intermediate results. Time: each accepted step is computed once more; with fewer slots than steps, some are
     several times. N steps in s slots cost t(s, N + 1) of them, t(s, l) = r l - C(s + r, r - 1) with the smallest r
-    for which l <= C(s + r, s): binomial checkpointing, the fewest possible. Under error control N is known only in
-    the end, so nothing but y0 is kept on the way there, and N + t(s, N) steps are computed. Rejected steps cost
+    for which l <= C(s + r, s): binomial checkpointing, the fewest possible. Under error control N is known only at
+    the end, so the forward pass keeps y0 alone, and N + t(s, N) steps are computed. Rejected steps cost
     nothing in the backward pass. Random numbers (dropout, with fixed steps) and buffers are kept with each step, as in
     `torch.utils.checkpoint`; a step that differs when recomputed is refused.
 
-    Not when memory is no concern (`Backprop` is faster), nor for higher derivatives or `torch.func`. `slots` does not
-    help with `TorchDiffEq` and `Reversible`, whose solves are recomputed whole.
+    Not when memory is no concern (`Backprop` is usually faster), nor for higher derivatives or `torch.func`. `slots`
+    does not help with `TorchDiffEq` and `Reversible`, whose solves are recomputed whole.
 
     Sources: Gholami, Keutzer, Biros 2019 (ANODE, arXiv:1902.10298); Zhuang et al. 2020 (ACA,
     arXiv:2006.02493); Griewank and Walther 2000 (Revolve, ACM TOMS 26) on slots.

@@ -95,7 +95,7 @@ class Kinetic(_Integral):
 
     The state moves along straighter lines, at a speed as even as possible (the optimal-transport cost of Benamou and
     Brenier 2000). Exact for the discrete solution under `Backprop` and `Checkpoint`; under `Adjoint` to its tolerance.
-    An evaluation costs hardly more than without. A field that ends with a norm, as `ConvField` does, has an |f| set
+    An evaluation costs hardly more than without it. A field that ends with a norm, as `ConvField` does, has an |f| set
     by the norm's scale: the regularizer can then only make that smaller.
 
     Source: Finlay, Jacobsen, Nurbekyan, Oberman 2020, "How to train your neural ODE", arXiv:2002.02798.

@@ -12,7 +12,7 @@ from odenet_lightning.solvers.settings import check_positive_number
 
 
 class RandomEnd(Regularizer):
-    """STEER: in training, each solve ends at a t1 drawn evenly from (1 - width, 1 + width) instead of at 1.
+    """STEER: in training, each solve ends at a t1 drawn uniformly from (1 - width, 1 + width) instead of at 1.
 
     This discourages dynamics that change fast near the end. Adds nothing to the loss; `reg/end` is the end drawn. For
     any solver and gradient method. A field that depends on t is evaluated at t > 1, too. Several processes may draw

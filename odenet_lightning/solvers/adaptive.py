@@ -26,10 +26,10 @@ class AdaptiveRungeKutta(RungeKutta):
     lowest is 1 after an accepted step and min_factor after a rejected one. So the steps, and with them
     the result for one image, depend on the other images of the batch, by as much as the tolerance allows.
 
-    Not so with `per_sample`, as in torchode (Lienen and Guennemann 2022, arXiv:2210.12375): each image has a
+    With `per_sample` they do not, as in torchode (Lienen and Guennemann 2022, arXiv:2210.12375): each image has a
     time, a step size, a mean and an end of its own, and leaves the batch at t1. The field then gets t as
-    `[B, 1, ...]`, and must compute each image's dy/dt from its own t and y alone; others are refused. Not where
-    few images take as long as many: a solve lasts until its last image is done.
+    `[B, 1, ...]`, and must compute each image's dy/dt from its own t and y alone; others are refused. Not worthwhile
+    where an evaluation of a few images takes as long as one of the batch: a solve lasts until its last image is done.
 
     With `first_step="heuristic"` every choice is torchdiffeq's (Hairer's guess, which costs one
     evaluation and is cautious at loose tolerances; the last step may pass t1, whose state is then

@@ -26,12 +26,12 @@ class Reversible(Solver):
     and the last one ends at t1.
 
     Stability is limited by the coupling, not by Phi. On y' = a y the pair has, beside exp(a t), a second solution of
-    about c^n exp(-a t). Where a flow contracts at a rate L, y and z part like exp(L t), unless h L < -ln c (0.001 at
+    about c^n exp(-a t). Where a flow contracts at a rate L, y and z diverge like exp(L t), unless h L < -ln c (0.001 at
     c = 0.999). Undoing the steps multiplies rounding by up to exp(L t) and by c^-n: 2.7 after 1,000 steps at c = 0.999,
     23,000 at 0.99. So a smaller c makes the solve more stable and its reversal less. No c suits a flow that contracts
     by several powers of ten.
 
-    Not for other gradients than `gradients.Reversible`: Phi alone is as accurate with half the evaluations, and
+    Not with gradients other than `gradients.Reversible`: Phi alone is as accurate with half the evaluations, and
     `Checkpoint` recomputes the whole solve as one step.
     """
 

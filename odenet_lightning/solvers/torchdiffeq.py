@@ -38,8 +38,8 @@ class TorchDiffEq(Solver):
 
     Slower than this package's own methods at these sizes (stages on a strided axis, times as tensors):
     choose it to compare, or for a method that is missing here ("dopri8", "implicit_adams",
-    "scipy_solver", ...). It shows no single steps, so `replay` and thus `Checkpoint` redo the whole
-    solve. Its adaptive methods differentiate their heuristic first step, where this package's own count step
+    "scipy_solver", ...). It exposes no single steps, so `replay` and thus `Checkpoint` redo the whole
+    solve. Its adaptive methods differentiate their heuristic first step, where this package's own treat step
     sizes as constants: the gradients differ by about 1e-3 at a tolerance of 0.1.
 
     Source: R. T. Q. Chen, torchdiffeq, 2018.
