@@ -1,4 +1,4 @@
-"""Who makes the ODE cheap? Accuracy against evaluations under an accurate solver, for each regularizer."""
+"""What makes the ODE cheap? Accuracy against evaluations under an accurate solver, for each regularizer."""
 
 import statistics
 import time
