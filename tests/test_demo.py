@@ -190,7 +190,7 @@ def test_command_refuses(workdir: Path, capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setattr(command, "load_trained", lambda *_: FakeTrained())
     assert "the demo shows networks with one ODE block" in fails(["demo"], capsys)
     monkeypatch.setattr(command, "find_spec", lambda name: None)
-    assert "demo needs Gradio: pip install 'odenet_lightning[demo]'" in fails(["demo"], capsys)
+    assert "demo needs Gradio: pip install 'gradio>=6,<7'" in fails(["demo"], capsys)
 
 
 class FakeTrained:

@@ -8,7 +8,7 @@ from odenet_lightning.callbacks.event_file import EventFile, flatten
 from odenet_lightning.callbacks.is_ode import IsODE
 from odenet_lightning.callbacks.nfe import EvaluationCounts
 from odenet_lightning.callbacks.pictures import Pictures
-from odenet_lightning.callbacks.predictions import PredictionWriter
+from odenet_lightning.callbacks.prediction_writer import PredictionWriter
 from odenet_lightning.callbacks.progress_bar import ProgressBar
 from odenet_lightning.callbacks.resume import Resume
 from odenet_lightning.callbacks.test_report import TestReport

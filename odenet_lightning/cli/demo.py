@@ -42,7 +42,7 @@ def demo(args: list[str]) -> None:
     """
     given = parser_of_demo().parse_args(args)
     if find_spec("gradio") is None:
-        raise UsageError("demo needs Gradio: pip install 'odenet_lightning[demo]'")
+        raise UsageError("demo needs Gradio: pip install 'gradio>=6,<7'")
     trained = {name: load_trained(name, given.trusted) for name in dict.fromkeys((given.ckpt_path, ONE_STEP))}
     first = trained[given.ckpt_path]
     refuse_other_networks(given.ckpt_path, first)

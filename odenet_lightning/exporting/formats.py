@@ -40,7 +40,7 @@ def as_onnx(program: ExportedProgram, notes: dict[str, str]) -> bytes:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ExportError(
-            f"ONNX needs {', '.join(missing)}: pip install 'odenet_lightning[export]' (a .pt2 file needs nothing more)"
+            f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)} (a .pt2 file needs nothing more)"
         )
     with warnings.catch_warnings():  # deprecations within the exporter
         warnings.simplefilter("ignore")
