@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from odenet_lightning.fields import Field, Galerkin
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
-from odenet_lightning.solvers import FieldError, Midpoint
+from odenet_lightning.solvers import Dopri5, FieldError, Midpoint
 from tests.gradient_problems import grads_of, made, start
 
 each_that_redoes = pytest.mark.parametrize("gradient", [Checkpoint(), Checkpoint(slots=2), Adjoint()], ids=repr)
 
 
-class Field(nn.Module):
+class Keeping(Field):
     """tanh(conv(y)), with something kept."""
 
     def __init__(self) -> None:
@@ -33,7 +34,7 @@ class Field(nn.Module):
         return self.slope(y, self.conv.weight)
 
 
-class GridByShape(Field):
+class GridByShape(Keeping):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         key = (*y.shape[-2:], y.device, y.dtype)
         if key not in self.kept:
@@ -41,7 +42,7 @@ class GridByShape(Field):
         return super().forward(t, y) + self.kept[key]
 
 
-class Norms(Field):
+class Norms(Keeping):
     """Statistics that nothing reads, with their graphs."""
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class Norms(Field):
         return slope
 
 
-class Largest(Field):
+class Largest(Keeping):
     def __init__(self) -> None:
         super().__init__()
         self.kept = torch.zeros(())
@@ -62,7 +63,7 @@ class Largest(Field):
         return slope
 
 
-class LateMask(Field):
+class LateMask(Keeping):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         if not hasattr(self, "mask"):
             self.mask = torch.ones_like(self.conv.weight).tril()
@@ -78,14 +79,24 @@ def test_what_carries_no_gradient_may_be_kept(gradient: Gradient, make: Callable
         assert (other - one).norm() < tolerance * one.norm()  # pyright: ignore
 
 
-class ByTime(Field):
+@pytest.mark.parametrize("gradient", [Checkpoint(), Adjoint()], ids=repr)
+def test_what_is_kept_within_vmap_may_be_kept(gradient: Gradient) -> None:
+    """`Galerkin` evaluates its field so where each image has its own time."""
+    solver = Dopri5(1e-5, 1e-5, per_sample=True)
+    truth, found = (grads_of(made(lambda: Galerkin(Norms()), solver, g), start()) for g in (Backprop(), gradient))
+    for one, other in zip(truth, found, strict=True):
+        tolerance = 0.1 if isinstance(gradient, Adjoint) else 1e-5
+        assert (other - one).norm() < tolerance * one.norm()  # pyright: ignore
+
+
+class ByTime(Keeping):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         if float(t) not in self.kept:
             self.kept[float(t)] = self.conv.weight * (1 + t)
         return self.slope(y, self.kept[float(t)])
 
 
-class Nested(Field):
+class Nested(Keeping):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         weights = self.kept.setdefault(y.dtype, [])
         if not weights:
@@ -93,21 +104,21 @@ class Nested(Field):
         return self.slope(y, weights[0])
 
 
-class Recent(Field):
+class Recent(Keeping):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         if not self.recent:
             self.recent.append(self.conv.weight * 2)
         return self.slope(y, self.recent[0])
 
 
-class LateBuffer(Field):
+class LateBuffer(Keeping):
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         if self.late is None:
             self.late = self.conv.weight * 2
         return self.slope(y, self.late)
 
 
-class Beginning(Field):
+class Beginning(Keeping):
     """Depends on y(0), too."""
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:

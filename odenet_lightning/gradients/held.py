@@ -20,10 +20,15 @@ from odenet_lightning.solvers.evaluation import evaluate
 TORCHS_OWN = frozenset(vars(nn.Module())) - {"_buffers"}
 
 
+def is_spent(x: Tensor) -> bool:
+    """Whether a tensor is of a `torch.vmap` that has ended, so that nothing can be done with it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def copied(value: Any, own: bool) -> Any:
     """An attribute with containers of its own; of the tensors in them, too, if `own`."""
     if isinstance(value, Tensor):
-        return value.detach().clone() if own and not value.requires_grad else value
+        return value.detach().clone() if own and not (is_spent(value) or value.requires_grad) else value
     if isinstance(value, dict | list | deque):
         filled = copy(value)
         for key, held in value.items() if isinstance(value, dict) else enumerate(value):
@@ -35,7 +40,7 @@ def copied(value: Any, own: bool) -> Any:
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The real tensors of an attribute, also those in its containers."""
     if isinstance(value, Tensor):
-        if value.is_floating_point():
+        if not is_spent(value) and value.is_floating_point():
             yield value
     elif isinstance(value, dict | list | tuple | deque | set):
         for held in value.values() if isinstance(value, dict) else value:
