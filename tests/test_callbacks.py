@@ -310,10 +310,10 @@ def test_an_epochs_line_shows_no_accuracy_that_nothing_has_counted(
 
 def test_steps_of_ones_own_that_count_nothing_end_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Own(ClassifierModule):
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
+        def validation_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
             self.log("val/own", F.cross_entropy(self(batch[0]), batch[1]))
 
-        def test_step(self, batch: Any, batch_idx: int) -> None:
+        def test_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
             self.log("test/own", F.cross_entropy(self(batch[0]), batch[1]))
 
     trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[EpochLines(), TestReport()])
