@@ -64,7 +64,8 @@ class Evaluated(Restorable):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.state.fn == "fit":
+        # a validation_step of the user's own counts nothing
+        if self.trainer.state.fn == "fit" and self.val_loss.update_called:
             refuse_loss(self.val_loss.compute(), f"in validation after step {self.trainer.global_step}")
 
     @override

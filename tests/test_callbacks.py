@@ -292,6 +292,39 @@ def test_a_cut_epochs_line_shows_no_other_epochs_numbers(tmp_path: Path, capsys:
     assert "images/s" not in second
 
 
+def test_an_epochs_line_shows_no_accuracy_that_nothing_has_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Smoothed(ClassifierModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = F.cross_entropy(self(batch[0]), batch[1], label_smoothing=0.1)
+            self.log("train/loss", loss)
+            return loss
+
+    options = {"max_epochs": 1, "limit_val_batches": 0, "callbacks": [EpochLines()]}
+    trainer_in(tmp_path, log_every_n_steps=1, **options).fit(Smoothed(ODENet(2), schedule="constant"), FewDigits())
+    line = capsys.readouterr().out.strip()
+    assert line.startswith("epoch 1  step 4  loss ")
+    assert "train" not in line
+
+
+def test_steps_of_ones_own_that_count_nothing_end_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Own(ClassifierModule):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+            self.log("val/own", F.cross_entropy(self(batch[0]), batch[1]))
+
+        def test_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+            self.log("test/own", F.cross_entropy(self(batch[0]), batch[1]))
+
+    trainer = trainer_in(tmp_path, max_epochs=1, callbacks=[EpochLines(), TestReport()])
+    module, data = Own(ODENet(2), schedule="constant"), FewDigits()
+    trainer.fit(module, data)
+    assert trainer.global_step == 4
+    capsys.readouterr()
+    trainer.test(module, data.val_dataloader(), verbose=False)
+    assert capsys.readouterr().out.startswith("Tested on ")
+
+
 def test_pictures_show_what_was_wrong(tmp_path: Path) -> None:
     """With weights that always answer 3, every other digit is a mistake."""
     module = ClassifierModule(ODENet(2, solver=RK4(num_steps=1)), sgd(1e-9), schedule="constant")

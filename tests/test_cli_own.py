@@ -83,6 +83,28 @@ class Letters(LightningDataModule):
 """
 
 
+def test_the_next_commands_are_whole_with_loggers_of_ones_own(
+    workdir: Path, sample_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workdir / "still.py").write_text(
+        "from odenet_lightning.fields import Field\n\n\n"
+        "class Still(Field):\n    def forward(self, t, y):\n        return 0 * y\n"
+    )
+    monkeypatch.syspath_prepend(str(workdir))
+    names = {"CSVLogger": "csv", "TensorBoardLogger": "boards"}
+    loggers = [
+        {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": folder}}
+        for name, folder in names.items()
+    ]
+    few = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.logger", str(loggers)]
+    data = ["--data.source", "sample", "--data.root", str(sample_root)]
+    main(["fit", "--model.net.field", "still.Still", *data, *QUICK, *few])
+    lines = {line[:16].strip(): line[17:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["curves"] == "tensorboard --logdir boards/lightning_logs"
+    assert "--config csv/lightning_logs/version_0/config.yaml --ckpt_path csv/" in lines["test it"]
+    assert Path("csv/lightning_logs/version_0/config.yaml").is_file()
+
+
 def test_a_data_module_of_ones_own(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

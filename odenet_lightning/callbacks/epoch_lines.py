@@ -25,14 +25,16 @@ class EpochLines(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        train_acc = classifier(pl_module).train_acc.compute()  # on every process: it gathers
+        counted = classifier(pl_module).train_acc  # not by a training_step of the user's own
+        train_acc = counted.compute() if counted.update_called else None  # on every process: it gathers
         if not trainer.is_global_zero:
             return
         # Lightning keeps the same tensor until the value is logged anew
         values = {
             name: value for name, value in trainer.callback_metrics.items() if value is not self.earlier.get(name)
         }
-        values["train/acc"] = train_acc
+        if train_acc is not None:
+            values["train/acc"] = train_acc
         shown = [f"epoch {trainer.current_epoch + 1}", f"step {trainer.global_step}"]
         for name, label, style in (
             ("train/loss", "loss", "{:.3f}"),

@@ -45,7 +45,10 @@ class TestReport(Callback):
         used = f" of {data.digits_used}" if data is not None else ""
         count = int(trainer.strategy.reduce(torch.tensor(self.count, device=pl_module.device), reduce_op="sum"))
         if trainer.is_global_zero:
-            accuracy = float(trainer.callback_metrics["test/acc"])
-            print(
-                f"Accuracy on {count:,} test images{used}: {accuracy:.2%} (in {self.seconds:.2f} seconds)", flush=True
+            accuracy = trainer.callback_metrics.get("test/acc")  # none of a test_step of the user's own
+            told = (
+                f"Tested on {count:,} images{used}"
+                if accuracy is None
+                else f"Accuracy on {count:,} test images{used}: {float(accuracy):.2%}"
             )
+            print(f"{told} (in {self.seconds:.2f} seconds)", flush=True)

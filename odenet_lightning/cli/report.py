@@ -52,8 +52,9 @@ def end_of_fit(trainer: Trainer, model: ClassifierModule, data: LightningDataMod
         rows.append(("best checkpoint", os.path.relpath(path)))
     else:
         rows.append(("last checkpoint", os.path.relpath(path) if path else "none"))
-    if isinstance(trainer.logger, TensorBoardLogger):
-        rows.append(("curves", f"tensorboard --logdir {os.path.relpath(trainer.logger.root_dir)}"))
+    boards = [logger.root_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    if boards:
+        rows.append(("curves", f"tensorboard --logdir {os.path.relpath(boards[0])}"))
     if path:
         rows += next_commands(trainer, model, data, path)
     return "\n" + "\n".join(f"{name:<16} {value}" for name, value in rows)
@@ -75,8 +76,10 @@ def next_commands(trainer: Trainer, model: ClassifierModule, data: LightningData
         own.hparams["augment"] if own else None,
     ]
     # classes of the user's own are imported only where the user names them
-    if (own is None or foreign_texts(settings, set())) and isinstance(trainer.logger, TensorBoardLogger):
-        given = f"--config {os.path.relpath(Path(trainer.logger.log_dir) / 'config.yaml')} {given}"
+    # beside the first logger's files; trainer.log_dir would wait for the other processes
+    folder = getattr(trainer.logger, "log_dir", None)
+    if (own is None or foreign_texts(settings, set())) and folder is not None:
+        given = f"--config {os.path.relpath(Path(folder) / 'config.yaml')} {given}"
     if own is None:
         return [("test it", f"{PROGRAM} test {given}")]
     again = ""

@@ -82,7 +82,7 @@ class Adjoint(Gradient):
         with refusing_transforms("Adjoint"):
             with torch.no_grad(), refusing_randomness(problem, "the second solve of Adjoint"):
                 solution = solver.solve(problem)
-            recomputed.solved(problem.t0)
+            recomputed.solved(problem)
             if not any(x.requires_grad for x in (y0, *params)):
                 refuse_unknown_inputs(field, problem.t0, y0)
             backwards = solver.with_tolerance(self.rtol, self.atol)

@@ -69,7 +69,7 @@ class Checkpoint(Gradient):
             with torch.no_grad():
                 taken = _Taken(field, y0, self.slots, solver.steps_over(problem.t1 - problem.t0))
                 solution = solver.solve(replace(problem, record=taken.record))
-            recomputed.solved(problem.t0)
+            recomputed.solved(problem)
             if not any(x.requires_grad for x in (y0, *params)):
                 refuse_unknown_inputs(field, problem.t0, y0)
             y1 = _Replay.apply(solver, recomputed, taken, [solution], y0, *params)

@@ -1,44 +1,25 @@
 """Tensors that a field depends on without their being parameters of it, so that they would get no gradient."""
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from odenet_lightning.solvers import FieldError, VectorField
 from odenet_lightning.solvers.evaluation import evaluate, name_of
 
-TORCHS_OWN = frozenset(vars(nn.Module()))  # attributes of every module: its parameters, buffers, hooks
 
-
-def held_tensors(field: VectorField) -> Iterator[tuple[str, Tensor]]:
-    """The real tensors that the field's modules hold as plain attributes, or in a list, tuple or dict that is one."""
-    for path, module in field.named_modules() if isinstance(field, nn.Module) else ():
-        for name, value in vars(module).items():
-            if name in TORCHS_OWN:
-                continue
-            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
-            for x in held:
-                if isinstance(x, Tensor) and x.is_floating_point():
-                    yield f"{path}.{name}".strip("."), x
-
-
-def lost_gradients(field: VectorField, t: float, y: Tensor, kept: Mapping[str, Tensor]) -> list[str]:
-    """Which of the tensors that a field keeps from a forward pass without gradients would have had one.
-
-    Found by an evaluation of a copy of the field, without those tensors.
-    """
-    if not kept or not isinstance(field, nn.Module):
-        return []
-    try:
-        computed = [*kept.values(), *(x for _, x in held_tensors(field) if not x.is_leaf)]  # torch copies leaves only
-        twin = copy.deepcopy(field, {id(x): None for x in computed})
-        with torch.enable_grad():
-            evaluate(twin, t, y.detach())
-    except Exception:  # whatever it says: without them it does not work
-        return list(kept)
-    return [name for name, x in held_tensors(twin) if name in kept and x.requires_grad]
+def nodes_behind(output: Tensor) -> Iterator[Any]:
+    """All that a result was computed by, as nodes of autograd's graph."""
+    seen, waiting = set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(following for following, _ in node.next_functions)
 
 
 def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Tensor]) -> None:
@@ -47,17 +28,11 @@ def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Te
     Raises:
         FieldError: `tensor` is the one that would have got no gradient.
     """
-    seen, waiting = set(), [output.grad_fn]
     leaves = {id(tensor) for tensor in known}
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in nodes_behind(output):
         leaf = getattr(node, "variable", None)  # of the nodes that accumulate a leaf's gradient
         if leaf is not None and id(leaf) not in leaves:
             raise UnknownTensorError(field, leaf)
-        waiting.extend(following for following, _ in node.next_functions)
 
 
 class UnknownTensorError(FieldError):

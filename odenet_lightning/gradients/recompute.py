@@ -16,9 +16,10 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from odenet_lightning.gradients.base import GradientError
-from odenet_lightning.gradients.leaves import held_tensors, lost_gradients, refuse_unknown_leaves
+from odenet_lightning.gradients.held import Held
+from odenet_lightning.gradients.leaves import refuse_unknown_leaves
 from odenet_lightning.kernels import FusedStep, Plan
-from odenet_lightning.solvers import BackwardStats, FieldError, VectorField
+from odenet_lightning.solvers import BackwardStats, FieldError, Problem, VectorField
 from odenet_lightning.solvers.evaluation import name_of
 from odenet_lightning.solvers.runge_kutta import fused_step
 
@@ -104,19 +105,18 @@ class Recomputation:
         self.substitutes: dict[str, Tensor] = {}
         modules = tuple(field.modules()) if isinstance(field, nn.Module) else ()
         self.modes = [(module, module.training) for module in modules]
-        self.before = {id(x) for _, x in held_tensors(field)}
-        self.new: set[str] = set()
-        self.t0 = 0.0
+        self.before = Held(field)
+        self.keeps, self.times = False, (0.0, 0.5)
         if parametrize._cache_enabled and any(parametrize.is_parametrized(module) for module in modules):
             raise GradientError(
                 f"{name_of(field)} has parametrizations, whose values parametrize.cached() keeps from a forward pass "
                 "without gradients: leave cached() out, or use Backprop"
             )
 
-    def solved(self, t0: float) -> None:
-        """Note which tensors the forward pass, from t0 on, has left in the field's attributes."""
-        self.t0 = t0
-        self.new = {name for name, x in held_tensors(self.field) if id(x) not in self.before}
+    def solved(self, problem: Problem) -> None:
+        """Note whether the forward pass has left tensors in the field's attributes."""
+        self.times = problem.t0, (problem.t0 + problem.t1) / 2
+        self.keeps = any(True for _ in self.before.new())
 
     def tensors(self, saved: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors to differentiate by, given the saved parameters; where these differ, they replace the module's.
@@ -193,13 +193,12 @@ class Recomputation:
                 and the field has kept.
         """
         refuse_unknown_leaves(self.field, output, known)
-        if not self.new:
+        if not self.keeps or all(x.requires_grad for _, x in self.before.new()):
             return
-        kept = {name: x for name, x in held_tensors(self.field) if name in self.new and not x.requires_grad}
-        self.new -= kept.keys()
-        lost = lost_gradients(self.field, self.t0, known[0], kept)
-        if lost:
+        self.keeps = False  # once for each solve
+        name = self.before.lost(self.times, known[0])
+        if name is not None:
             raise FieldError(
-                f"{self.__qualname__} keeps {lost[0]} from one evaluation for the next ones, so no gradient passes "
+                f"{self.__qualname__} keeps {name} from one evaluation for the next ones, so no gradient passes "
                 "through it when a step is recomputed: compute it in each evaluation, or use Backprop"
             )

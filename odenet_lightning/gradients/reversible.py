@@ -68,7 +68,7 @@ class Reversible(Gradient):
         with refusing_transforms("Reversible"):
             with torch.no_grad():
                 pair = solver.solve_pair(replace(problem, record=record))
-            recomputed.solved(problem.t0)
+            recomputed.solved(problem)
             if not any(x.requires_grad for x in (y0, *params)):
                 refuse_unknown_inputs(field, problem.t0, y0)
             y1 = _Undo.apply(solver, recomputed, [pair], y0, *params)
