@@ -344,7 +344,7 @@ def test_pictures_show_what_was_wrong(tmp_path: Path) -> None:
     assert pictures.example is not None
 
 
-@pytest.mark.parametrize(("every", "drawn"), [(0, []), (1, [3, 7, 11]), (2, [7])])
+@pytest.mark.parametrize(("every", "drawn"), [(0, []), (1, [3, 7, 11]), (2, [7, 11]), (4, [11])])
 def test_pictures_are_drawn_as_often_as_asked(tmp_path: Path, every: int, drawn: list[int]) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
 

@@ -30,10 +30,11 @@ class Pictures(Callback):
     """Draws, after validation: misclassified digits, the confusion matrix, and a digit's feature maps over t.
 
     Args:
-        every_n_epochs: how often, in epochs; 0 for never.
+        every_n_epochs: how often, in epochs, and after the last one besides; 0 for never. Drawing takes about as long
+            as an epoch of the built-in sample.
     """
 
-    def __init__(self, every_n_epochs: int = 1) -> None:
+    def __init__(self, every_n_epochs: int = 4) -> None:
         if every_n_epochs < 0:
             raise ValueError(f"every_n_epochs must not be negative, not {every_n_epochs}")
         self.every_n_epochs = every_n_epochs
@@ -44,7 +45,9 @@ class Pictures(Callback):
     def _is_on(self, trainer: Trainer) -> bool:
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.every_n_epochs == 0:
             return False
-        return (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        done = trainer.current_epoch + 1
+        is_last = done == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        return is_last or done % self.every_n_epochs == 0
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
