@@ -1,4 +1,7 @@
-"""PhaseClock: a profiler for Lightning's Trainer that says in which phase of a `fit` its time went."""
+"""PhaseClock: a profiler for Lightning's Trainer that says in which phase of a `fit` its time went.
+
+It is apart from `studies`, whose import would be part of the start that it is to measure.
+"""
 
 import json
 import re

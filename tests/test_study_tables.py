@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from odenet_lightning.studies import STUDIES
 from odenet_lightning.studies.columns import WIDTH, Column, Row, as_text, duration, percent, plain, size
+from odenet_lightning.studies.dynamics import Dynamics
 from odenet_lightning.studies.flow import forward_and_rest
 from odenet_lightning.studies.intervals import half_width, with_interval
 from odenet_lightning.studies.markdown import reference
 from odenet_lightning.studies.pairs import PairStudy
+from odenet_lightning.studies.phases import PHASES
 from odenet_lightning.studies.recipes import mean_and_sd
 
 NETWORKS = ("none", "ResNet-1", "ODENet")
@@ -146,6 +148,38 @@ def depth_rows(gains: list[float]) -> list[Row]:
 )
 def test_depth_is_answered_by_its_rows(gains: list[float], said: str) -> None:
     assert said in made("depth").answer(depth_rows(gains))
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ([0.5, 0.6, 0.7], "different from ConvField: HeavyBall; the best is HeavyBall, by +0.60 ± 0.25 points (n = 3)"),
+        ([-0.5, -0.6, -0.7], "different from ConvField: HeavyBall; the best is Galerkin, fourier, by +0.00"),
+        ([0.5, -0.6, 0.2], "none is distinguishable from ConvField; the best is HeavyBall, by +0.03 ±"),
+        ([0.5, 0.6], "none is distinguishable from ConvField; the best is HeavyBall, by +0.55 points (n = 2)"),
+    ],
+)
+def test_dynamics_are_answered_by_their_rows(gains: list[float], said: str) -> None:
+    common = {"parameters": 10_000, "seconds": 1.0, "evaluations": 6}
+    rows: list[Row] = [
+        {**common, "network": name, "seed": seed, "accuracy": 0.9 + (gain / 100 if name == "HeavyBall" else 0)}
+        for seed, gain in enumerate(gains)
+        for name in Dynamics.networks
+    ]
+    assert said in made("dynamics").answer(rows)
+    points = {line["network"]: str(line["points"]) for line in made("dynamics").table(rows)}
+    assert points["ConvField"] == "None"
+    assert points["HeavyBall"].startswith(f"{sum(gains) / len(gains):+.2f}")
+
+
+def test_phases_are_answered_by_their_rows() -> None:
+    seconds = {**dict.fromkeys(PHASES, 0.5), "training": 5.0, "pictures": 2.0, "total": 10.0, "n": 1}
+    rows: list[Row] = [
+        {"recipe": "built-in", "run": run, **seconds, "exit": exit} for run, exit in enumerate((0, 1, 9))
+    ]
+    assert made("phases").answer(rows) == "built-in: 50% trains; of the rest most is pictures, 20%."
+    (line,) = made("phases").table(rows)
+    assert (line["exit"], line["n"]) == (1, 3)
 
 
 @pytest.mark.parametrize(("images", "said"), [(640, "no: at 128"), (16, "yes: at 128")])

@@ -120,9 +120,9 @@ class Depth(Study):
 
     def draw(self, rows: list[Row]) -> Figure:
         """Each seed as a dot, the mean with its interval, and the training time."""
-        figure = new_figure(8.3, 4.2)
-        accuracy, seconds = figure.subplots(1, 2, width_ratios=[2.2, 1], sharey=True)
         table = self.table(rows)
+        figure = new_figure(8.3, 1.5 + 0.54 * len(table))
+        accuracy, seconds = figure.subplots(1, 2, width_ratios=[2.2, 1], sharey=True)
         for place, line in enumerate(table):
             values = [100 * number(row, "accuracy") for row in rows if row["network"] == line["network"]]
             accuracy.plot(values, [place - 0.18] * len(values), "o", color=COLOURS[6], markersize=4)

@@ -18,10 +18,7 @@ from odenet_lightning.studies.study import Row, Study, number
 
 # in the order of a run; the first is before the trainer exists, the last after the fit has ended
 PHASES = ("start", "loop", "training", "validation", "pictures", "is_ode", "checkpoints", "exit")
-TITLES = {
-    **dict(zip(PHASES, PHASES, strict=True)),
-    **{"training": "train", "validation": "val", "pictures": "pic- tures", "checkpoints": "check- points"},
-}
+TITLES = {"training": "train", "validation": "val", "pictures": "pic- tures", "checkpoints": "check- points"}
 BAR_COLOURS = (*COLOURS, "#f0e442")
 
 
@@ -52,7 +49,7 @@ class Phases(Study):
     sweeps: ClassVar[tuple[str, ...]] = ("configs", "runs")
     columns: ClassVar[tuple[Column, ...]] = (
         Column("recipe", is_text=True),
-        *(Column(phase, TITLES[phase], seconds) for phase in PHASES),
+        *(Column(phase, TITLES.get(phase, phase), seconds) for phase in PHASES),
         Column("total", "total", seconds, says="in seconds, as all are; medians of the runs"),
         Column("n", "runs"),
     )

@@ -17,7 +17,7 @@ from odenet_lightning.studies.markdown import reference
 from odenet_lightning.studies.reference import TABLES
 
 ROOT = Path(__file__).parents[2]  # of a checkout
-DRAWN = ("gradients", "solvers", "depth", "cost", "paper")
+DRAWN = ("gradients", "solvers", "depth", "dynamics", "cost", "paper")
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
