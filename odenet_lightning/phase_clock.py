@@ -54,7 +54,7 @@ class PhaseClock(Profiler):
     def start(self, action_name: str) -> None:
         self._charge()
         found = next((phase for name, phase in PHASES.items() if re.match(name, action_name)), self.open[-1])
-        self.open.append("training" if self.open[-1] == "training" else found)
+        self.open.append(found)
 
     @override
     def stop(self, action_name: str) -> None:

@@ -344,15 +344,23 @@ def test_pictures_show_what_was_wrong(tmp_path: Path) -> None:
     assert pictures.example is not None
 
 
-@pytest.mark.parametrize(("every", "drawn"), [(0, []), (1, [3, 7, 11]), (2, [7, 11]), (4, [11])])
-def test_pictures_are_drawn_as_often_as_asked(tmp_path: Path, every: int, drawn: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("every", "limit", "drawn"),
+    [
+        *((0, {"max_epochs": 3}, []), (1, {"max_epochs": 3}, [3, 7, 11])),
+        *((2, {"max_epochs": 3}, [7, 11]), (4, {"max_epochs": 3}, [11]), (4, {"max_steps": 8}, [7])),
+    ],
+)
+def test_pictures_are_drawn_as_often_as_asked(
+    tmp_path: Path, every: int, limit: dict[str, int], drawn: list[int]
+) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
     trainer = Trainer(
         accelerator="cpu",
         devices=1,
-        max_epochs=3,
+        **limit,  # pyright: ignore[reportArgumentType]
         logger=logger,
         callbacks=[Pictures(every)],
         enable_checkpointing=False,

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from odenet_lightning.callbacks import Throughput
 from odenet_lightning.cli import main
+from odenet_lightning.cli.endings import telling_what_is_left
 from odenet_lightning.cli.errors import condense
 from tests.helpers import QUICK, SAMPLE, fails
 
@@ -256,3 +259,15 @@ def test_a_lost_process_names_no_checkpoint_that_is_not_there(
     assert "another process of this run has ended" in error
     last = "lightning_logs/version_0/checkpoints/last.ckpt"
     assert error.endswith(f"the same command with --ckpt_path {last} resumes it" if is_kept else "no checkpoint yet")
+
+
+@pytest.mark.parametrize(("end", "code"), [(SIGTERMException(), 143), (SystemExit(1), 130), (SystemExit(2), 2)])
+def test_an_early_end_has_the_exit_code_that_shells_expect(
+    end: SystemExit, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(SystemExit) as ended, telling_what_is_left(trainer):
+        raise end
+    assert ended.value.code == code
+    told = "interrupted at step 0: there is no checkpoint yet"
+    assert (told in capsys.readouterr().err) == (code != 2)
