@@ -78,10 +78,12 @@ def test_commands_take_them_by_name(workdir: Path, sample_root: Path, capsys: py
     assert refused.endswith("(fit --weights default)"), "by its name, not by where it is installed"
 
 
-def test_own_file_of_that_name_goes_by_its_path(workdir: Path) -> None:
+def test_own_file_of_that_name_goes_by_its_path(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"pytorch-lightning_version": "2.6", "state_dict": {}}, "default")
     assert load_checkpoint("./default")["state_dict"] == {}
     assert load_checkpoint("default")["state_dict"]
+    assert load_checkpoint(str(checkpoint_file("./default")))["state_dict"] == {}
+    assert "error: " in fails(["test", "--ckpt_path", "./default", "--data.source", "sample"], capsys)
 
 
 def test_weights_of_any_checkpoint(workdir: Path) -> None:

@@ -32,7 +32,11 @@ def checkpoint_file(name: str | Path) -> Path:
 
     A file of your own with such a name goes by another way of writing its path (`./default`).
     """
-    return FOLDER / f"{name}.ckpt" if isinstance(name, str) and name in shipped_names() else Path(name)
+    if isinstance(name, str) and name in shipped_names():
+        return FOLDER / f"{name}.ckpt"
+    path = Path(name)
+    # written as a text again, ./default would lose what tells it from the name
+    return path.absolute() if str(path) in shipped_names() else path
 
 
 def checkpoint_name(path: str | Path) -> str:
