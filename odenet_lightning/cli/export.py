@@ -37,9 +37,6 @@ def parser_of_export() -> Parser:
 def export(args: list[str]) -> None:
     """Write a trained network to a file, once the file has given the same numbers.
 
-    Args:
-        args: the command's flags.
-
     Raises:
         UsageError: another kind of file, the checkpoint's own, or a solver that chooses its steps.
         ExportError: the file gives other numbers; it is not written.
@@ -88,11 +85,7 @@ def images_to_check(trained: TrainedNetwork, root: str, source: Source | None) -
 
 
 def refuse_chosen_steps(net: Classifier, pixels: Tensor, labels: Tensor | None) -> None:
-    """Refuse a solver whose steps depend on the images, and name the one to take.
-
-    Raises:
-        UsageError: with what that changes.
-    """
+    """Refuse a solver whose steps depend on the images, and name the one to take."""
     if not needs_fixed_steps(net):
         return
     told = "the number of steps in a file is fixed, and this network's solver chooses them (or is torchdiffeq's)"

@@ -39,11 +39,7 @@ Set {DEBUG}=1 to see where an error was raised."""
 
 
 def run_command(given: Sequence[str]) -> None:
-    """Run a command line.
-
-    Raises:
-        UsageError: it cannot be understood.
-    """
+    """Run a command line."""
     first = given[0] if given else ""
     if first in ("", "-h", "--help"):
         print(HELP)

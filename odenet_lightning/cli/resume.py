@@ -19,10 +19,6 @@ FOLDERS = "odenet_lightning.FolderDataModule"
 def of_checkpoint(path: str, line: CommandLine) -> dict[str, Any]:
     """The settings that a checkpoint brings along.
 
-    Args:
-        path: the checkpoint's.
-        line: the command line that names it.
-
     Raises:
         UsageError: it names what the user does not, or was trained on other data.
     """
@@ -82,9 +78,6 @@ def refuse_to_guess(path: str, model: dict[str, Any], line: CommandLine, wanted:
         model: its settings.
         line: the command line, which may name what is wanted.
         wanted: `net` and, for a run that is resumed, `optimizer`.
-
-    Raises:
-        UsageError: the default ones would be taken.
     """
     names = {"net": "network", "optimizer": "optimiser"}
     unknown = [key for key in wanted if model.get(key) is None and not names_class(line.given("model", key))]
@@ -100,16 +93,7 @@ def names_class(settings: Any) -> bool:
 
 
 def refuse_another(trained: dict[str, Any], given: dict[str, Any], path: str) -> None:
-    """Refuse to resume with an optimiser or a schedule other than the one whose state the checkpoint holds.
-
-    Args:
-        trained: the model's settings in the checkpoint.
-        given: those of this run.
-        path: the checkpoint's.
-
-    Raises:
-        UsageError: they differ.
-    """
+    """Refuse to resume with an optimiser or a schedule other than the one whose state the checkpoint holds."""
     for key, name in (("optimizer", "optimiser"), ("schedule", "schedule")):
         specs = (trained.get(key), given[key])
         one, other = (spec["class_path"] if isinstance(spec, dict) and is_spec(spec) else spec for spec in specs)

@@ -203,12 +203,7 @@ class Page:
         return [network, solver, steps, exponent]
 
     def launch(self, host: str, port: int | None) -> None:
-        """Serve the page until it is interrupted, to this machine alone unless `host` says otherwise.
-
-        Args:
-            host: the address to listen at.
-            port: its port; None for the first free one from 7860.
-        """
+        """Serve the page until it is interrupted, to this machine alone unless `host` says otherwise."""
         fonts = ["system-ui", "sans-serif"]  # others would be fetched from elsewhere
         theme = Default(font=fonts, font_mono=["monospace"])
         blocks = self.build()

@@ -189,11 +189,7 @@ def deviation(output: Tensor, end: Tensor) -> Tensor:
 
 
 def refuse_other_steps(field: Recomputation, deviations: Sequence[Tensor]) -> None:
-    """Refuse a gradient of other steps than the forward pass took; one device-to-host synchronisation.
-
-    Raises:
-        FieldError: a step differs when recomputed.
-    """
+    """Refuse a gradient of other steps than the forward pass took; one device-to-host synchronisation."""
     largest = float(torch.stack(list(deviations)).max()) if deviations else 0.0
     agreement = CPU_AGREEMENT if field.device_type == "cpu" else AGREEMENT
     # NaN passes: the loss is checked for it

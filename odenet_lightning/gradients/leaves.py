@@ -23,11 +23,7 @@ def nodes_behind(output: Tensor) -> Iterator[Any]:
 
 
 def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Tensor]) -> None:
-    """Refuse a field that depends on a tensor which requires a gradient and is not among its parameters.
-
-    Raises:
-        FieldError: `tensor` is the one that would have got no gradient.
-    """
+    """Refuse a field that depends on a tensor which requires a gradient and is not among its parameters."""
     leaves = {id(tensor) for tensor in known}
     for node in nodes_behind(output):
         leaf = getattr(node, "variable", None)  # of the nodes that accumulate a leaf's gradient

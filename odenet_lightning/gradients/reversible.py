@@ -133,11 +133,7 @@ class _Undo(torch.autograd.Function):
 def refuse_lost_start(
     field: Recomputation, method: Solver, start: Tensor, end: Tensor, found: tuple[Tensor, Tensor]
 ) -> None:
-    """Note how far the recomputed states at t0 are from y0, and refuse a gradient that is as far off.
-
-    Raises:
-        GradientError: by more than rounding.
-    """
+    """Note how far the recomputed states at t0 are from y0, and refuse a gradient that is as far off."""
     size = torch.maximum(rms_norm(start), rms_norm(end)).clamp_min(torch.finfo(start.dtype).tiny)
     field.stats.y0_error = float(torch.stack([rms_norm(sample(x) - start) for x in found]).max() / size)
     # NaN passes: the loss is checked for it

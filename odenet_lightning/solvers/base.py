@@ -130,11 +130,7 @@ def step_to(time: float, steps: Sequence[Step]) -> Step:
 
 
 def check_order(times: Sequence[float]) -> None:
-    """Refuse times that are neither strictly increasing nor strictly decreasing.
-
-    Raises:
-        ValueError: with the times.
-    """
+    """Refuse times that are neither strictly increasing nor strictly decreasing."""
     gaps = [later - earlier for earlier, later in pairwise(times)]
     if not gaps or not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
         raise ValueError(f"times must strictly increase or decrease, and be two at least, not {tuple(times)}")

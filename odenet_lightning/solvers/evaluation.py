@@ -105,9 +105,6 @@ def refusing_randomness(problem: Problem, what: str) -> Iterator[None]:
 
     Noise that is drawn anew at each evaluation makes f no function of t and y: an error estimate then
     measures the noise, and a second solve meets another field.
-
-    Raises:
-        FieldError: the state of the random numbers has changed.
     """
     before = random_states(problem.y0.device)
     failure = None

@@ -42,11 +42,7 @@ class TrainedBefore(Study):
         return str(checkpoint_file(self.ckpt_path)) if self.ckpt_path else None
 
     def loaded(self) -> Classifier | None:
-        """The checkpoint's network, when one is given.
-
-        Raises:
-            RefusedCheckpoint: it has no ODE block.
-        """
+        """The checkpoint's network, when one is given."""
         if not self.ckpt_path:
             return None
         net = load_network(self.ckpt_path, self.trusted)
@@ -67,11 +63,7 @@ class OneNetwork(TrainedBefore):
 
     @cached_property
     def network(self) -> OneBlock:
-        """The checkpoint's, or the post's, trained here.
-
-        Raises:
-            RefusedCheckpoint: the checkpoint's network has not one ODE block.
-        """
+        """The checkpoint's, or the post's, trained here."""
         net = self.loaded() or trained_odenet(self, self.epochs)
         if not isinstance(net, OneBlock):
             raise RefusedCheckpoint(

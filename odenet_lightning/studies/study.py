@@ -113,11 +113,7 @@ class Study(ABC):
         """Write further files into the study's folder."""
 
     def check(self) -> None:
-        """Refuse settings that make no sense, before anything is measured.
-
-        Raises:
-            ValueError: with what to change.
-        """
+        """Refuse settings that make no sense, before anything is measured."""
         for name, value in asdict(self).items():
             values = value if isinstance(value, list) else [value]
             if not values or len(set(values)) < len(values):
