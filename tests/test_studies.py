@@ -38,7 +38,6 @@ from odenet_lightning.studies.in_jax import jitted_step
 from odenet_lightning.studies.intervals import half_width
 from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.memory import HeldBytes, LiveBytes
-from odenet_lightning.studies.networks import load_network
 from odenet_lightning.studies.pairs import summary
 from odenet_lightning.studies.paper import Paper
 from odenet_lightning.studies.recipes import Recipes, digest
@@ -495,10 +494,10 @@ def test_a_network_with_parts_of_others_is_imported_only_if_trusted(
     torch.save(parts, "foreign.ckpt")
     for trusted in (None, "swirl", "swirls.Swirl.Other", "s.irls", "other"):
         with pytest.raises(RefusedCheckpoint, match=r"names 'swirls.Swirl'.*--trusted MODULE"):
-            load_network("foreign.ckpt", trusted)
+            ClassifierModule.load_from_checkpoint("foreign.ckpt", trusted=trusted)
     assert "swirls" not in sys.modules
     for trusted in ("swirls", "swirls.Swirl"):
-        net = load_network("foreign.ckpt", trusted)
+        net = ClassifierModule.load_from_checkpoint("foreign.ckpt", trusted=trusted).net
         assert isinstance(net, ODENet)
         assert type(net.block.field).__name__ == "Swirl"
     del sys.modules["swirls"]
@@ -555,7 +554,7 @@ def test_a_fits_checkpoint_can_be_studied(workdir: Path, sample_root: Path, caps
     plain = ["--pictures.every_n_epochs", "0"]
     main(["fit", *at, *few, *plain, "--model.net.channels", "2", "--data.split_seed", "7"])
     path = "lightning_logs/version_0/checkpoints/last.ckpt"
-    net = load_network(path)
+    net = ClassifierModule.load_from_checkpoint(path).net.eval()
     assert isinstance(net, ODENet)
     weights = torch.load(path, weights_only=True)["state_dict"]
     assert all(torch.equal(value, weights[f"net.{key}"]) for key, value in net.state_dict().items())

@@ -37,6 +37,8 @@ def values(column: Column) -> st.SearchStrategy[Any]:
         return st.sampled_from(words)
     if column.form is percent:
         return st.floats(0, 1)
+    if column.head == "runs":
+        return st.integers(1, 999)
     if column.form is plain:
         numbers = st.floats(1e-6, 99_999)
         texts = (

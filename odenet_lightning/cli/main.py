@@ -70,11 +70,7 @@ def run_command(given: Sequence[str]) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; errors end in one line and exit code 1 (2 for a wrong call).
-
-    Args:
-        args: the words after the program's name; by default the process's own.
-    """
+    """Run the command line; errors end in one line and exit code 1 (2 for a wrong call)."""
     quieten()
     keep_freed_memory()
     watch_for_preemption()

@@ -71,14 +71,7 @@ def data_settings(kind: Any, data: dict[str, Any], root: Any, line: CommandLine)
 
 
 def refuse_to_guess(path: str, model: dict[str, Any], line: CommandLine, wanted: tuple[str, ...]) -> None:
-    """Refuse a checkpoint of a Trainer in plain Python, which does not say what it trained, unless the user does.
-
-    Args:
-        path: the checkpoint's.
-        model: its settings.
-        line: the command line, which may name what is wanted.
-        wanted: `net` and, for a run that is resumed, `optimizer`.
-    """
+    """Refuse a checkpoint of a Trainer in plain Python, which does not say what it trained, unless the user does."""
     names = {"net": "network", "optimizer": "optimiser"}
     unknown = [key for key in wanted if model.get(key) is None and not names_class(line.given("model", key))]
     if unknown:

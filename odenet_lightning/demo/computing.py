@@ -38,13 +38,7 @@ def parts_of(net: Classifier) -> Parts | None:
 
 
 def solver_of(name: str, steps: int, exponent: float) -> Solver:
-    """The solver that the page's controls describe.
-
-    Args:
-        name: one of `SOLVERS`.
-        steps: number of equal steps, not used by the adaptive one.
-        exponent: rtol = atol = 10^exponent, of the adaptive one.
-    """
+    """The solver that the page's controls describe."""
     return Dopri5(10.0**exponent, 10.0**exponent) if name == ADAPTIVE else FIXED[name](num_steps=steps)
 
 

@@ -77,13 +77,7 @@ def only_told(sentence: str) -> list[Any]:
 
 
 class Page:
-    """The page for some networks.
-
-    Args:
-        networks: each with one ODE block, for grey images of 28 x 28; by name, the first is shown at the start.
-        class_names: of the K classes.
-        digits: of the sample, drawn in the plane.
-    """
+    """The page for some networks."""
 
     def __init__(self, networks: Mapping[str, Subject], class_names: tuple[str, ...], digits: Digits) -> None:
         self.networks, self.names, self.digits = networks, class_names, digits

@@ -32,11 +32,7 @@ def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Te
 
 
 class UnknownTensorError(FieldError):
-    """A field depends on a tensor that requires a gradient and is not among its parameters.
-
-    Attributes:
-        tensor: that tensor.
-    """
+    """A field depends on a tensor that requires a gradient and is not among its parameters."""
 
     def __init__(self, field: VectorField, tensor: Tensor, name: str = "") -> None:
         self.field, self.tensor = field, tensor

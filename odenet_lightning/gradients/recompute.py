@@ -84,15 +84,7 @@ class Surroundings:
 
 
 class Recomputation:
-    """A field for the backward pass: the forward pass's tensors in it, its buffers left alone, its calls counted.
-
-    Args:
-        field: f(t, y).
-        y0: the forward pass's first state.
-
-    Attributes:
-        stats: filled in by the calls.
-    """
+    """A field for the backward pass: the forward pass's tensors in it, its buffers left alone, its calls counted."""
 
     def __init__(self, field: VectorField, y0: Tensor) -> None:
         self.field, self.stats, self.size = field, BackwardStats(), y0.numel()

@@ -31,12 +31,6 @@ class Dynamics(Depth):
     have 6 channels of velocities besides the post's, which the head sees, too; "augmented" is of first order with as
     many channels. Velocities begin at zero, or are 6 more channels of the stem.
     The last weights are tested once, none are chosen.
-
-    Args:
-        seeds: runs per network, counted from `seed`.
-        epochs: passes over the digits.
-        batch_size: images per step.
-        lr: the one-cycle's peak, of AdamW.
     """
 
     epochs: int = 1

@@ -4,6 +4,7 @@ import copy
 import statistics
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -88,10 +89,6 @@ class Gradients(TrainedBefore):
     sweeps: ClassVar[tuple[str, ...]] = ("tolerances", "depths")
     columns: ClassVar[tuple[Column, ...]] = COLUMNS
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.reference: Tensor | None = None
-
     def cases(self) -> list[Row]:
         """Gradient methods under both sweeps."""
         sweep = [(rtol, None) for rtol in self.tolerances] + [(None, steps) for steps in self.depths]
@@ -110,13 +107,12 @@ class Gradients(TrainedBefore):
         images, labels = self.images("train", self.chosen("train", self.batch_size))
         return F.cross_entropy(net(images.to(next(net.parameters()).dtype)), labels)
 
+    @cached_property
     def exact(self) -> Tensor:
         """The gradient in float64, solved once."""
-        if self.reference is None:
-            net = self.network(Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE), Checkpoint()).double()
-            self.loss(net).backward()
-            self.reference = flat_gradient(net)
-        return self.reference
+        net = self.network(Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE), Checkpoint()).double()
+        self.loss(net).backward()
+        return flat_gradient(net)
 
     def peak_bytes(self, net: Classifier) -> int:
         """The most that the tensors of a step take at a time."""
@@ -159,7 +155,7 @@ class Gradients(TrainedBefore):
         net.zero_grad()
         with recorded_solves(net) as solves, HeldBytes(net) as held:
             self.loss(net).backward()
-        found, exact = flat_gradient(net), self.exact()
+        found, exact = flat_gradient(net), self.exact
         peak = self.peak_bytes(net)
         return {
             "seconds": statistics.median(seconds[1:]),
