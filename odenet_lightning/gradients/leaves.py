@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from odenet_lightning.solvers import FieldError, VectorField
-from odenet_lightning.solvers.evaluation import evaluate, name_of
+from odenet_lightning.solvers.evaluation import name_of
 
 
 def nodes_behind(output: Tensor) -> Iterator[Any]:
@@ -42,13 +41,3 @@ class UnknownTensorError(FieldError):
             "would get no gradient: register the layer or parameter that it belongs to as an attribute of the field "
             "(layers in a list: nn.ModuleList), or use Backprop"
         )
-
-
-def refuse_unknown_inputs(field: VectorField, t: float, y0: Tensor) -> None:
-    """`refuse_unknown_leaves` where neither y0 nor a parameter requires a gradient, by one evaluation.
-
-    No backward pass would run, so nothing else would notice.
-    """
-    with torch.enable_grad():
-        output = evaluate(field, t, y0.detach())
-    refuse_unknown_leaves(field, output, ())

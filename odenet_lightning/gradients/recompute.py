@@ -17,10 +17,10 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from odenet_lightning.gradients.base import GradientError
 from odenet_lightning.gradients.held import Held
-from odenet_lightning.gradients.leaves import refuse_unknown_inputs, refuse_unknown_leaves
+from odenet_lightning.gradients.leaves import refuse_unknown_leaves
 from odenet_lightning.kernels import FusedStep, Plan
 from odenet_lightning.solvers import BackwardStats, FieldError, Problem, VectorField
-from odenet_lightning.solvers.evaluation import name_of
+from odenet_lightning.solvers.evaluation import evaluate, name_of
 from odenet_lightning.solvers.runge_kutta import fused_step
 
 SAMPLED = 64  # entries of a state that are kept, to detect one that differs when recomputed
@@ -110,7 +110,9 @@ class Recomputation:
         self.times = problem.t0, (problem.t0 + problem.t1) / 2
         self.keeps = any(True for _ in self.before.new())
         if not any(x.requires_grad for x in (problem.y0, *inputs_of(self.field))):
-            refuse_unknown_inputs(self.field, problem.t0, problem.y0)
+            with torch.enable_grad():  # no backward pass would run, so nothing else would notice
+                output = evaluate(self.field, problem.t0, problem.y0.detach())
+            refuse_unknown_leaves(self.field, output, ())
 
     def tensors(self, saved: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors to differentiate by, given the saved parameters; where these differ, they replace the module's.

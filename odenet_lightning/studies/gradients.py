@@ -64,11 +64,9 @@ class Gradients(TrainedBefore):
     """Time, memory and error of a training step under each gradient method.
 
     Two sweeps: Dopri5 over tolerances, and Midpoint over numbers of steps (the depth); the gradient `Reversible` takes
-    them within the solver `Reversible`, whose steps cost twice as many evaluations. Errors are of the
-    whole network's gradient against one in float64 at a tolerance of 1e-8. `held_bytes` is the most that autograd
-    keeps at a time for the backward pass; `peak_bytes` is the most that all tensors of a step take at a time, without
-    parameters and optimiser: on CUDA the allocator's own count, on the CPU `LiveBytes`, to which allocators add.
-    `images_per_gib` follows from it. Without a checkpoint, the network is randomly initialised.
+    them within the solver `Reversible`, whose steps cost twice as many evaluations. The peak is without parameters and
+    optimiser: on CUDA the allocator's own count, on the CPU `LiveBytes`, to which allocators add. Without a
+    checkpoint, the network is randomly initialised.
 
     Args:
         tolerances: of Dopri5, rtol = atol.

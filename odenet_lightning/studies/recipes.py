@@ -29,9 +29,7 @@ RETEST = 1e-3  # rtol = atol of the Dopri5 that tests again
 class Recipes(Study):
     """Test accuracy of whole runs of `fit`, each in a process of its own.
 
-    The last checkpoint is tested, none is chosen; `retest` is the same weights under Dopri5 at 1e-3 (empty for
-    networks without an ODE block). `seconds` are of the whole command, from the start of its process to its end.
-    Runs are kept in the study's folder, in `runs/`.
+    The last checkpoint is tested, none is chosen. Runs are kept in the study's folder, in `runs/`.
 
     Args:
         configs: paths of YAML files for `fit`, or "built-in" for its recipe without one.

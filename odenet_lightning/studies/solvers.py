@@ -58,8 +58,7 @@ COLUMNS = (
 class Solvers(TrainedBefore):
     """Cost and accuracy: trained networks tested under every solver and tolerance.
 
-    The error is the relative rms error of y(1), for 32 digits, against a solve in float64 at 1e-8; accuracy is on
-    validation digits. A network that is an ODE keeps its accuracy under every solver that is accurate enough; one that
+    A network that is an ODE keeps its accuracy under every solver that is accurate enough; one that
     has learned its solver along with its field loses it as soon as another one is more accurate.
 
     Args:
@@ -155,8 +154,7 @@ class Solvers(TrainedBefore):
         """What each network loses from the solver that it was trained with to the most accurate one."""
         told = []
         for name, mine in grouped(rows, "network").items():
-            kind, steps = TRAINED_WITH.get(name, ("", 0))
-            own = [row for row in mine if (row["solver"], row["num_steps"]) == (kind, steps)]
+            own = [row for row in mine if (row["solver"], row["num_steps"]) == TRAINED_WITH.get(name)]
             first = max(own or mine, key=lambda row: number(row, "accuracy"))  # of a checkpoint, the best of all
             last = min(mine, key=lambda row: number(row, "relative_error"))
             before, after = number(first, "accuracy"), number(last, "accuracy")
