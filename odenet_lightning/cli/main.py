@@ -4,6 +4,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from odenet_lightning import __version__
 from odenet_lightning.checkpoints import RefusedCheckpoint, watch_for_preemption
@@ -22,6 +23,11 @@ COMMANDS = {
     "study": "answer a question about Neural ODEs in rows and a figure",
 }
 OF_LIGHTNING = ("fit", "validate", "test", "predict")
+IMPORTED_LATE = (
+    "export",
+    "demo",
+    "study",
+)  # each a function in a file of its name: they bring scipy, animations, Gradio
 
 HELP = f"""usage: {PROGRAM} COMMAND [OPTIONS]
 
@@ -46,18 +52,8 @@ def run_command(given: Sequence[str]) -> None:
         raise SystemExit(0 if first else 2)
     if first == "--version":
         print(__version__)
-    elif first == "study":
-        from odenet_lightning.cli.study import study  # brings scipy and animations
-
-        study(list(given[1:]))
-    elif first == "export":
-        from odenet_lightning.cli.export import export
-
-        export(list(given[1:]))
-    elif first == "demo":
-        from odenet_lightning.cli.demo import demo
-
-        demo(list(given[1:]))
+    elif first in IMPORTED_LATE:
+        getattr(import_module(f"odenet_lightning.cli.{first}"), first)(list(given[1:]))
     elif first in OF_LIGHTNING or (first.startswith("-") and set(OF_LIGHTNING) & set(given)):
         line = split(list(given), OF_LIGHTNING)
         if line.command != "fit" and line.checkpoint is None and not line.only_asks:
