@@ -11,10 +11,6 @@ from odenet_lightning.trainer import datamodule
 def agreed_class_names(trainer: Trainer, known: Sequence[str] | None) -> list[str] | None:
     """The network's class names: those it was trained on, or those of this project's data if it has none yet.
 
-    Args:
-        trainer: the run's.
-        known: the names of the classes that the network was trained on; None where it has none yet.
-
     Raises:
         DataError: the data have other classes.
     """

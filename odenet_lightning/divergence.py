@@ -13,29 +13,13 @@ class DivergenceError(RuntimeError):
 
 
 def refuse_loss(loss: Tensor, where: str) -> None:
-    """End a run whose loss is NaN or infinite.
-
-    Args:
-        loss: a scalar.
-        where: "at step 3", say.
-
-    Raises:
-        DivergenceError: it is not finite.
-    """
+    """End a run whose loss is NaN or infinite."""
     if not loss.isfinite():
         raise DivergenceError(f"the loss is {float(loss)} {where}: {REMEDY}")
 
 
 def refuse_weights(weights: Mapping[str, Any], step: int | str) -> None:
-    """Refuse to keep weights that are NaN or infinite over ones that are not.
-
-    Args:
-        weights: a module's state dict.
-        step: the optimiser step that they come from.
-
-    Raises:
-        DivergenceError: some are not finite.
-    """
+    """Refuse to keep weights that are NaN or infinite over ones that are not."""
     for name, weight in weights.items():
         if isinstance(weight, Tensor) and not weight.isfinite().all():
             raise DivergenceError(f"the weights {name} are not finite after step {step}: {REMEDY}")

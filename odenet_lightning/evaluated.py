@@ -25,9 +25,6 @@ class Evaluated(Restorable):
 
     Logs `val/loss`, `val/acc`, `test/loss` and `test/acc`, means over all images of the set, and ends a run whose
     validation loss is NaN or infinite.
-
-    Args:
-        net: images `[B, C, H, W]` -> logits `[B, K]`.
     """
 
     def __init__(self, net: Classifier) -> None:

@@ -29,10 +29,6 @@ class Rates:
     """An optimiser's learning rates and first betas as tensors, since schedules change them in every step.
 
     All other settings are recorded as constants.
-
-    Args:
-        optimizer: one of `OPTIMIZERS`.
-        device: where its parameters are.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
@@ -64,15 +60,7 @@ class Rates:
 
 
 class RecordedStep:
-    """A training step on batches of one shape with one setting of solvers and optimiser.
-
-    Args:
-        module: the module that is trained.
-        net: its network.
-        losses: images and labels to the loss, the logits and a regularizer's value, of which there is none.
-        recorder: a recorder for the module's device.
-        batch: an example.
-    """
+    """A training step on batches of one shape with one setting of solvers and optimiser."""
 
     def __init__(
         self, module: LightningModule, net: Classifier, losses: Losses, recorder: Recorder, batch: tuple[Tensor, Tensor]

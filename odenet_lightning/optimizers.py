@@ -14,13 +14,10 @@ ITERATIONS = 5
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix U S V^T, roughly.
+    """U V^T of a matrix U S V^T, `[m, n]`, roughly.
 
     Singular values end between 0.6 and 1.3, or lower where they are far below the largest.
     Five Newton-Schulz iterations, x <- a x + (b x x^T + c (x x^T)^2) x, from x = matrix / |matrix|.
-
-    Args:
-        matrix: `[m, n]`, float32 or float64.
     """
     a, b, c = QUINTIC
     is_tall = matrix.shape[0] > matrix.shape[1]

@@ -34,9 +34,6 @@ class CUDAGraph(Recorder):
     """A CUDA graph. Rehearsals run on the stream that it is captured on, as torch.cuda's documentation asks for.
 
     Random numbers differ from one repetition to the next, and are those of the same calls without a graph.
-
-    Args:
-        device: a CUDA device.
     """
 
     def __init__(self, device: torch.device) -> None:

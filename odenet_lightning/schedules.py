@@ -9,11 +9,7 @@ Schedule = Literal["constant", "one_cycle", "cosine"]
 
 
 def refuse_unknown(schedule: str) -> None:
-    """Refuse a schedule that there is not.
-
-    Raises:
-        ValueError: with those that there are.
-    """
+    """Refuse a schedule that there is not."""
     if schedule not in get_args(Schedule):
         raise ValueError(f"schedule must be one of {', '.join(get_args(Schedule))}, not {schedule!r}")
 
@@ -39,11 +35,7 @@ def scheduler_of(schedule: Schedule, optimizer: Optimizer, steps: float) -> LRSc
 
 
 def refuse_longer_run(scheduler: object, steps: float) -> None:
-    """Refuse a schedule, taken from a checkpoint, that would end before the run does.
-
-    Raises:
-        ValueError: with what to do.
-    """
+    """Refuse a schedule, taken from a checkpoint, that would end before the run does."""
     planned = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
     if planned is not None and planned < steps:
         raise ValueError(

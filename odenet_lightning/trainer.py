@@ -43,11 +43,7 @@ def datamodule(trainer: Trainer) -> ImageDataModule | None:
 
 
 def images_and_labels(trainer: Trainer, batch: Any) -> Batch:
-    """A batch as a step needs it.
-
-    Raises:
-        ValueError: it is no pair; says whose it is.
-    """
+    """A batch as a step needs it."""
     if isinstance(batch, list | tuple) and len(batch) == 2:
         return batch[0], batch[1]
     data = getattr(trainer, "datamodule", None)

@@ -16,15 +16,7 @@ LOW_PRECISIONS = ("bf16-true", "16-true", "transformer-engine", "transformer-eng
 
 
 def refuse_unsupported(trainer: Trainer, skips: bool) -> None:
-    """Refuse settings that would train wrongly, and warn of misleading ones.
-
-    Args:
-        trainer: the run's.
-        skips: whether batches are skipped whose solve fails.
-
-    Raises:
-        ValueError: with what to use instead.
-    """
+    """Refuse settings that would train wrongly, and warn of misleading ones."""
     if trainer.precision in LOW_PRECISIONS:  # they would make the state and its step control as coarse
         raise ValueError(f"precision {trainer.precision} is not for ODEs: use bf16-mixed or 16-mixed")
     if trainer.state.fn != "fit":
@@ -54,10 +46,6 @@ def refuse_unsupported(trainer: Trainer, skips: bool) -> None:
 
 
 def refuse_spawning(trainer: Trainer) -> None:
-    """Refuse strategies that train in processes of their own and hand back neither counters nor metrics to report.
-
-    Raises:
-        ValueError: with what to use instead.
-    """
+    """Refuse strategies that train in processes of their own and hand back neither counters nor metrics to report."""
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         raise ValueError("ddp_spawn, ddp_fork and ddp_notebook hand no results back: use --trainer.strategy ddp")

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from odenet_lightning import graphs
 from odenet_lightning.cli import main
 from odenet_lightning.data import datasets, download, load_sample
+from tests.called_again import CalledAgain
 from tests.digits import write_idx
 from tests.helpers import FEW
+from tests.pets import save
 
 # Lightning's own call of jsonargparse is deprecated there; it is theirs to mend
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
@@ -79,3 +82,21 @@ def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def mnist_root() -> Path:
     """Full MNIST, where the environment says that it is."""
     return Path(os.environ["ODENET_MNIST"])
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """A cat for each of 10 reds and a dog for each of 20 greens."""
+    for name, count in (("cat", 10), ("dog", 20)):
+        for index in range(count):
+            colour = (10 * index, 0, 0) if name == "cat" else (0, 10 * index, 0)
+            save(tmp_path / "pets" / name / f"{index}.png", colour)
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the recorders do."""
+    calls: list[str] = []
+    monkeypatch.setattr(graphs, "recorder_for", lambda device: CalledAgain(calls, waits=False))
+    return calls

@@ -1,6 +1,5 @@
-"""Networks: shapes, sizes, names of their weights, and the post's formulas written down once more."""
+"""The post's networks: shapes, sizes, names of their weights, and the post's formulas written down once more."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,20 +12,14 @@ from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import ConvField, Field
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient
 from odenet_lightning.models import (
-    AugmentedODENet,
     Classifier,
-    Composed,
     Head,
     ODENet,
-    PaperODENet,
-    PaperResNet,
-    PyramidODENet,
     ResNet,
     Stem,
 )
-from odenet_lightning.models.augmented import FlatHead
-from odenet_lightning.models.pyramid import PositionHead
-from odenet_lightning.solvers import RK4, Dopri5, Midpoint, Solver, SolverError, TorchDiffEq
+from odenet_lightning.solvers import RK4, Dopri5, Solver, SolverError, TorchDiffEq
+from tests.networks import make
 from tests.problems import relative_error
 
 STEM_KEYS = ["stem.conv.weight", "stem.conv.bias", "stem.norm.weight", "stem.norm.bias"]
@@ -37,17 +30,6 @@ HEAD_KEYS = ["head.fc.weight", "head.fc.bias"]
 def images(batch: int = 3) -> Tensor:
     torch.manual_seed(1)
     return torch.rand(batch, 1, 28, 28) * 2 - 1
-
-
-def make(net: type[Classifier], **options: Any) -> Any:
-    """A network whose weights are all random: fresh norms, being 1 and 0, would hide a wrong one."""
-    torch.manual_seed(0)
-    made = net(**options)
-    for module in made.modules():
-        if isinstance(module, nn.GroupNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-    return made
 
 
 def num_params(channels: int, fields: int) -> int:
@@ -145,9 +127,6 @@ def test_samples_of_a_batch_do_not_mix() -> None:
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-# --- the post's formulas
-
-
 class PostField(nn.Module):
     """The post's f(x) = gn(conv(relu(gn(x)))), by plain function calls on a network's weights."""
 
@@ -234,110 +213,6 @@ def test_res_net_of_shared_weights_is_euler_s_method() -> None:
 def test_parts_keep_to_their_shapes(part: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(2, 1, 28, 28) if isinstance(part, Stem) else torch.randn(2, 5, 26, 26)
     assert part(x).shape == shape
-
-
-@pytest.mark.parametrize(
-    ("net", "params"),
-    [
-        (lambda: PaperODENet(), 208_266),
-        (lambda: PaperResNet(blocks=6), 576_778),
-        (lambda: PaperResNet(blocks=1), 206_858),
-        (lambda: PaperResNet(blocks=0), 132_874),
-    ],
-    ids=["ode-net", "resnet-6", "resnet-1", "stem-only"],
-)
-@torch.no_grad()
-def test_the_papers_networks_have_its_parameters(net: Callable[[], Classifier], params: int) -> None:
-    made = net()
-    assert made.num_params == params
-    assert made(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
-
-
-def test_augmented_net_has_its_parameters_and_zeros() -> None:
-    torch.manual_seed(0)
-    net = AugmentedODENet(solver=Midpoint(num_steps=1))
-    assert net.num_params == 84_816
-    assert isinstance(net.head, FlatHead)
-    x = torch.rand(2, 1, 28, 28)
-    state = net.stem(x)
-    assert state.shape == (2, 6, 28, 28)
-    assert torch.equal(state[:, :1], x)
-    assert not state[:, 1:].any()
-    middle = state + net.block.field(torch.tensor(0.0), state) / 2
-    expected = net.head.fc((state + net.block.field(torch.tensor(0.5), middle)).flatten(1))
-    torch.testing.assert_close(net(x), expected)
-    assert AugmentedODENet(augment_dim=0)(x).shape == (2, 10)
-    with pytest.raises(ValueError, match="augment_dim must not be negative"):
-        AugmentedODENet(augment_dim=-1)
-
-
-def test_composed_is_its_parts_in_order() -> None:
-    torch.manual_seed(0)
-    x, twin = torch.rand(3, 1, 28, 28), ResNet(4, blocks=2)
-    composed = Composed(twin.stem, twin.head, trunk=twin.blocks)
-    assert torch.equal(composed(x), twin(x))
-    assert torch.equal(Composed(twin.stem, twin.head)(x), twin.head(twin.stem(x)))
-    assert composed.num_params == twin.num_params
-
-
-def test_paper_net_takes_another_field() -> None:
-    net = PaperODENet(8, field=ConvField(8), solver=Midpoint(num_steps=1))
-    assert isinstance(net.block.field, ConvField)
-    assert net(torch.rand(2, 1, 28, 28)).shape == (2, 10)
-
-
-def test_pyramid_net_is_small_and_its_memory_is_channels_last() -> None:
-    torch.manual_seed(0)
-    net = PyramidODENet()
-    assert net.num_params == 10_074 <= 10_564
-    shapes = [(16, 14, 14), (24, 7, 7)]
-    inputs: list[torch.Tensor] = []
-    for block in net.ode_blocks:
-        block.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    x = torch.rand(3, 1, 28, 28)
-    assert net(x).shape == (3, 10)
-    assert [tuple(y.shape[1:]) for y in inputs] == shapes
-    assert all(y.is_contiguous(memory_format=torch.channels_last) for y in inputs)
-    with pytest.raises(ValueError, match="channels must be a whole number"):
-        PyramidODENet(channels=(16, 0))
-
-
-def test_position_head_starts_as_an_average() -> None:
-    torch.manual_seed(0)
-    head, y = PositionHead(5).eval(), torch.rand(2, 5, 7, 7)
-    expected = head.fc(F.silu(head.norm(y)).mean((2, 3)))
-    torch.testing.assert_close(head(y), expected)
-
-
-SMALLEST = {ODENet: 4, ResNet: 4, PaperODENet: 6, PaperResNet: 6, AugmentedODENet: 1, PyramidODENet: 4}
-
-
-@pytest.mark.parametrize("net", SMALLEST)
-def test_networks_for_other_images_and_classes(net: type[Classifier]) -> None:
-    """Odd sides and the smallest ones, too."""
-    small = SMALLEST[net]
-    for channels, height, width, classes in ((3, 40, 32, 26), (1, 9, 13, 2), (2, small, small, 3)):
-        made = make(net, image_shape=(channels, height, width), classes=classes)
-        logits = made.train()(torch.rand(4, channels, height, width) * 2 - 1)
-        assert logits.shape == (4, classes)
-        F.cross_entropy(logits, torch.arange(4) % classes).backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters() if p.requires_grad)
-
-
-@pytest.mark.parametrize("net", SMALLEST)
-def test_images_and_classes_are_checked(net: type[Classifier]) -> None:
-    small = SMALLEST[net]
-    for shape in ((1, small - 1, 28), (1, 28, small - 1), (0, 28, 28)):
-        with pytest.raises(ValueError, match=f"image_shape must be at least 1 x {small} x {small}, not {shape[0]} x "):
-            net(image_shape=shape)  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="classes must be at least 2, not 1"):
-        net(classes=1)  # type: ignore[call-arg]
-
-
-def test_other_shapes_parameters() -> None:
-    """By the book, for 3 x 40 x 32 images in 26 classes: 38 x 30 after the stem, 19 x 15 after the pool."""
-    stem, field, head = 27 * 6 + 6 + 12, 9 * 36 + 6 + 12, 26 * 6 * 19 * 15 + 26
-    assert ODENet(image_shape=(3, 40, 32), classes=26).num_params == stem + field + head
 
 
 @pytest.mark.parametrize("size", [(26, 26), (7, 11), (2, 3)])

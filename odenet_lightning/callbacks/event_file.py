@@ -47,13 +47,10 @@ class EventFile(Callback):
 def headline(trainer: Trainer, module: ClassifierModule) -> dict[str, str | int | float | bool]:
     """The main differences between runs, for the first columns of TensorBoard's table."""
     block = next(iter(module.net.ode_blocks), None)
-    optimizer = trainer.optimizers[0]
-    group = optimizer.param_groups[0]
-    parts = {"network": module.net, "optimizer": optimizer}
-    parts |= {} if block is None else {"solver": block.solver, "gradient": block.gradient}
-    names = {
-        name: type(parts[name]).__name__ for name in ("network", "solver", "gradient", "optimizer") if name in parts
-    }
+    ode = {} if block is None else {"solver": block.solver, "gradient": block.gradient}
+    parts = {"network": module.net, **ode, "optimizer": trainer.optimizers[0]}
+    names = {name: type(part).__name__ for name, part in parts.items()}
+    group = trainer.optimizers[0].param_groups[0]
     return {**names, "lr": float(group.get("max_lr", group.get("initial_lr", group["lr"])))}
 
 

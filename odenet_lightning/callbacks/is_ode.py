@@ -107,13 +107,7 @@ class IsODE(Callback):
 
     @override
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         room = self.images - sum(len(labels) for _, labels in self.seen)
         if room > 0 and not trainer.sanity_checking:

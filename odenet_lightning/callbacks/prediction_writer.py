@@ -40,13 +40,7 @@ class PredictionWriter(Callback):
 
     @override
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         self.batches.append({key: value.cpu() for key, value in outputs.items()})
 
@@ -83,13 +77,7 @@ class PredictionWriter(Callback):
 
 
 class Table:
-    """Predictions as rows.
-
-    Args:
-        paths: N files.
-        probabilities: `[N, K]`.
-        names: of the K classes.
-    """
+    """Predictions for N files as rows, from probabilities `[N, K]`."""
 
     def __init__(self, paths: Sequence[Path], probabilities: Tensor, names: list[str]) -> None:
         self.paths, self.probabilities, self.names = paths, probabilities.double(), names

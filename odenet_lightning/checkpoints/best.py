@@ -91,11 +91,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def mode_of(monitor: str | None) -> Literal["min", "max"]:
-    """Whether the best value of a metric is its largest or its smallest, by its name.
-
-    Raises:
-        ValueError: the name does not tell.
-    """
+    """Whether the best value of a metric is its largest or its smallest, by its name."""
     words = set(re.split(r"[^a-z]+", (monitor or "loss").lower()))
     if words & {"acc", "accuracy"}:
         return "max"
@@ -105,11 +101,7 @@ def mode_of(monitor: str | None) -> Literal["min", "max"]:
 
 
 def refuse_to_overwrite(folder: Path, resumed_folder: Path | None) -> None:
-    """Refuse to overwrite the checkpoints of a run that is not being resumed.
-
-    Raises:
-        CheckpointError: with what to do.
-    """
+    """Refuse to overwrite the checkpoints of a run that is not being resumed."""
     earlier = next((name for name in ("last.ckpt", "best.ckpt") if (folder / name).is_file()), None)
     if earlier and folder.resolve() != resumed_folder and not is_requeued():
         raise CheckpointError(

@@ -76,11 +76,7 @@ class LastCheckpoint(Checkpoint):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a second owner of `last.ckpt`.
-
-        Raises:
-            ValueError: another callback would write it, too.
-        """
+        """Refuse a second owner of `last.ckpt`."""
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and (callback.filename == "last" or callback.save_last):
                 raise ValueError(

@@ -69,9 +69,6 @@ def refuse_foreign(settings: Any, path: str | Path, trusted: Set[str], remedy: s
         path: the checkpoint, to be named.
         trusted: texts that may be imported, as the user gave them.
         remedy: how the user can trust more.
-
-    Raises:
-        RefusedCheckpoint: there is something foreign.
     """
     for text in foreign_texts(settings, trusted):
         raise RefusedCheckpoint(

@@ -134,10 +134,6 @@ def has_solver(settings: dict[str, Any]) -> bool:
 def split(given: list[str], commands: tuple[str, ...]) -> CommandLine:
     """Take a command line apart.
 
-    Args:
-        given: its words, of which one is a command.
-        commands: their names.
-
     Raises:
         UsageError: a config cannot be read, or there is a flag before the command.
     """

@@ -26,9 +26,6 @@ def read_config(value: str) -> dict[str, Any]:
 
     A config can name one or several others under `config`, which it is laid over, and a file in the place of a class's
     settings. Both are looked up beside the config.
-
-    Raises:
-        UsageError: it cannot be read.
     """
     path = Path(value)
     if not value or (not path.is_file() and ":" not in value):

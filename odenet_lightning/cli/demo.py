@@ -31,15 +31,7 @@ def parser_of_demo() -> Parser:
 
 
 def demo(args: list[str]) -> None:
-    """Serve the page until it is interrupted.
-
-    Args:
-        args: the command's flags.
-
-    Raises:
-        UsageError: Gradio is not installed.
-        RefusedCheckpoint: the network has not one ODE block, or takes other images.
-    """
+    """Serve the page until it is interrupted."""
     given = parser_of_demo().parse_args(args)
     if find_spec("gradio") is None:
         raise UsageError("demo needs Gradio: pip install 'gradio>=6,<7'")
@@ -60,11 +52,7 @@ def demo(args: list[str]) -> None:
 
 
 def refuse_other_networks(path: str, trained: TrainedNetwork) -> None:
-    """Refuse a network that the page cannot show.
-
-    Raises:
-        RefusedCheckpoint: it has not one ODE block, or takes other images.
-    """
+    """Refuse a network that the page cannot show."""
     kind = type(trained.net).__name__
     if parts_of(trained.net) is None:
         raise RefusedCheckpoint(f"{path} holds a {kind}; the demo shows networks with one ODE block")

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from odenet_lightning.checkpoints import CheckpointError
 from odenet_lightning.cli.errors import explain, is_lost_process
-from odenet_lightning.cli.report import best_checkpoint, how_to_resume, interrupted
+from odenet_lightning.cli.report import best_checkpoint, how_to_resume
 from odenet_lightning.divergence import DivergenceError
 from odenet_lightning.solvers import SolverError
 
@@ -34,5 +34,6 @@ def telling_what_is_left(trainer: Trainer) -> Iterator[None]:
         if code is None:  # a preempted job
             raise
         if trainer.is_global_zero:
-            print(interrupted(trainer), file=sys.stderr, flush=True)
+            stopped = f"interrupted at step {trainer.global_step:,}"
+            print(f"{stopped}: {how_to_resume(trainer)}", file=sys.stderr, flush=True)
         raise SystemExit(code) from None

@@ -74,11 +74,7 @@ def condense(message: str) -> str:
 
 
 def named_in_errors(kind: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a constructor; whatever it raises names its class: jsonargparse would mix it with what it says of types.
-
-    Raises:
-        ConstructionError: it raised.
-    """
+    """Call a constructor; whatever it raises names its class: jsonargparse would mix it with what it says of types."""
     try:
         return kind(*args, **kwargs)
     except Exception as e:

@@ -13,7 +13,7 @@ from odenet_lightning.checkpoints.atomic import written_whole
 from odenet_lightning.cli.app import Parser
 from odenet_lightning.cli.errors import PROGRAM, UsageError
 from odenet_lightning.data import MNISTDataModule, Source
-from odenet_lightning.exporting import FORMATS, Agreement, compare, fixed_instead, needs_fixed_steps, traced
+from odenet_lightning.exporting import FORMATS, compare, fixed_instead, needs_fixed_steps, traced
 from odenet_lightning.models import Classifier
 from odenet_lightning.solvers import Solver
 from odenet_lightning.trained import TrainedNetwork, load_trained
@@ -36,9 +36,6 @@ def parser_of_export() -> Parser:
 
 def export(args: list[str]) -> None:
     """Write a trained network to a file, once the file has given the same numbers.
-
-    Args:
-        args: the command's flags.
 
     Raises:
         UsageError: another kind of file, the checkpoint's own, or a solver that chooses its steps.
@@ -66,7 +63,11 @@ def export(args: list[str]) -> None:
     with written_whole(target, "make room, or name another file") as partial:
         partial.write_bytes(content)
     print(f"network   {type(trained.net).__name__}, {solvers(trained.net)}")
-    print(f"checked   on {images}: {found(agreement, labels)}")
+    right = "" if labels is None else f", {float((agreement.predicted == labels).double().mean()):.2%} right"
+    print(
+        f"checked   on {images}: the same predictions{right}; logits differ by at most {agreement.difference:.0e} of "
+        "the largest"
+    )
     print(f"written   {described(target)}: {notes(trained)['input']}")
 
 
@@ -88,11 +89,7 @@ def images_to_check(trained: TrainedNetwork, root: str, source: Source | None) -
 
 
 def refuse_chosen_steps(net: Classifier, pixels: Tensor, labels: Tensor | None) -> None:
-    """Refuse a solver whose steps depend on the images, and name the one to take.
-
-    Raises:
-        UsageError: with what that changes.
-    """
+    """Refuse a solver whose steps depend on the images, and name the one to take."""
     if not needs_fixed_steps(net):
         return
     told = "the number of steps in a file is fixed, and this network's solver chooses them (or is torchdiffeq's)"
@@ -123,12 +120,6 @@ def notes(trained: TrainedNetwork) -> dict[str, str]:
 def solvers(net: Classifier) -> str:
     """The network's solvers, one where all are the same."""
     return ", ".join(dict.fromkeys(repr(block.solver) for block in net.ode_blocks)) or "no ODE block"
-
-
-def found(agreement: Agreement, labels: Tensor | None) -> str:
-    """The result of the check, in words."""
-    accuracy = "" if labels is None else f", {float((agreement.predicted == labels).double().mean()):.2%} right"
-    return f"the same predictions{accuracy}; logits differ by at most {agreement.difference:.0e} of the largest"
 
 
 def described(file: Path) -> str:

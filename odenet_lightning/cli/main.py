@@ -4,6 +4,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from odenet_lightning import __version__
 from odenet_lightning.checkpoints import RefusedCheckpoint, watch_for_preemption
@@ -22,6 +23,11 @@ COMMANDS = {
     "study": "answer a question about Neural ODEs in rows and a figure",
 }
 OF_LIGHTNING = ("fit", "validate", "test", "predict")
+IMPORTED_LATE = (
+    "export",
+    "demo",
+    "study",
+)  # each a function in a file of its name: they bring scipy, animations, Gradio
 
 HELP = f"""usage: {PROGRAM} COMMAND [OPTIONS]
 
@@ -39,29 +45,15 @@ Set {DEBUG}=1 to see where an error was raised."""
 
 
 def run_command(given: Sequence[str]) -> None:
-    """Run a command line.
-
-    Raises:
-        UsageError: it cannot be understood.
-    """
+    """Run a command line."""
     first = given[0] if given else ""
     if first in ("", "-h", "--help"):
         print(HELP)
         raise SystemExit(0 if first else 2)
     if first == "--version":
         print(__version__)
-    elif first == "study":
-        from odenet_lightning.cli.study import study  # brings scipy and animations
-
-        study(list(given[1:]))
-    elif first == "export":
-        from odenet_lightning.cli.export import export
-
-        export(list(given[1:]))
-    elif first == "demo":
-        from odenet_lightning.cli.demo import demo
-
-        demo(list(given[1:]))
+    elif first in IMPORTED_LATE:
+        getattr(import_module(f"odenet_lightning.cli.{first}"), first)(list(given[1:]))
     elif first in OF_LIGHTNING or (first.startswith("-") and set(OF_LIGHTNING) & set(given)):
         line = split(list(given), OF_LIGHTNING)
         if line.command != "fit" and line.checkpoint is None and not line.only_asks:
@@ -74,11 +66,7 @@ def run_command(given: Sequence[str]) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; errors end in one line and exit code 1 (2 for a wrong call).
-
-    Args:
-        args: the words after the program's name; by default the process's own.
-    """
+    """Run the command line; errors end in one line and exit code 1 (2 for a wrong call)."""
     quieten()
     keep_freed_memory()
     watch_for_preemption()

@@ -108,8 +108,3 @@ def how_to_resume(trainer: Trainer) -> str:
     if last is None or not last.is_file():
         return "there is no checkpoint yet"
     return f"the same command with --ckpt_path {os.path.relpath(last)} resumes it"
-
-
-def interrupted(trainer: Trainer) -> str:
-    """Where an interrupted run stopped, and how it is resumed."""
-    return f"interrupted at step {trainer.global_step:,}: {how_to_resume(trainer)}"

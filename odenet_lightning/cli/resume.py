@@ -19,10 +19,6 @@ FOLDERS = "odenet_lightning.FolderDataModule"
 def of_checkpoint(path: str, line: CommandLine) -> dict[str, Any]:
     """The settings that a checkpoint brings along.
 
-    Args:
-        path: the checkpoint's.
-        line: the command line that names it.
-
     Raises:
         UsageError: it names what the user does not, or was trained on other data.
     """
@@ -75,17 +71,7 @@ def data_settings(kind: Any, data: dict[str, Any], root: Any, line: CommandLine)
 
 
 def refuse_to_guess(path: str, model: dict[str, Any], line: CommandLine, wanted: tuple[str, ...]) -> None:
-    """Refuse a checkpoint of a Trainer in plain Python, which does not say what it trained, unless the user does.
-
-    Args:
-        path: the checkpoint's.
-        model: its settings.
-        line: the command line, which may name what is wanted.
-        wanted: `net` and, for a run that is resumed, `optimizer`.
-
-    Raises:
-        UsageError: the default ones would be taken.
-    """
+    """Refuse a checkpoint of a Trainer in plain Python, which does not say what it trained, unless the user does."""
     names = {"net": "network", "optimizer": "optimiser"}
     unknown = [key for key in wanted if model.get(key) is None and not names_class(line.given("model", key))]
     if unknown:
@@ -100,16 +86,7 @@ def names_class(settings: Any) -> bool:
 
 
 def refuse_another(trained: dict[str, Any], given: dict[str, Any], path: str) -> None:
-    """Refuse to resume with an optimiser or a schedule other than the one whose state the checkpoint holds.
-
-    Args:
-        trained: the model's settings in the checkpoint.
-        given: those of this run.
-        path: the checkpoint's.
-
-    Raises:
-        UsageError: they differ.
-    """
+    """Refuse to resume with an optimiser or a schedule other than the one whose state the checkpoint holds."""
     for key, name in (("optimizer", "optimiser"), ("schedule", "schedule")):
         specs = (trained.get(key), given[key])
         one, other = (spec["class_path"] if isinstance(spec, dict) and is_spec(spec) else spec for spec in specs)

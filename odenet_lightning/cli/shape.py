@@ -17,9 +17,6 @@ def take_shape(settings: Namespace, command: str, is_trained: bool) -> None:
         settings: a parsed command's, with `model.net` and `data`; changed in place.
         command: its name; `predict` takes no classes from the data, whose folders may not be there.
         is_trained: whether a checkpoint has brought the network's settings.
-
-    Raises:
-        UsageError: a trained network, or the user, names others.
     """
     net = getattr(settings.model.net, "init_args", None)
     if net is None or not {"image_shape", "classes"} <= vars(net).keys():

@@ -28,11 +28,7 @@ def parser_of(args: list[str]) -> Parser:
 
 
 def study(args: list[str]) -> None:
-    """Run a study.
-
-    Args:
-        args: its name and settings.
-    """
+    """Run a study."""
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # for runs of several processes
     chosen = parser_of(args).parse_args(args)
     settings = chosen[chosen.subcommand].as_dict()

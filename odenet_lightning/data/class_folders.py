@@ -24,11 +24,7 @@ def is_hidden(name: str) -> bool:
 
 
 def folders_in(folder: Path) -> dict[str, Path]:
-    """The folders in a folder by name, sorted.
-
-    Raises:
-        FolderError: it cannot be read.
-    """
+    """The folders in a folder by name, sorted."""
     try:
         inside = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
     except OSError as e:
@@ -103,10 +99,6 @@ def pictures_in(folder: Path) -> list[Path]:
 
 def listing(folder: Path, names: Sequence[str]) -> Listing:
     """The pictures of a part's classes.
-
-    Args:
-        folder: the part's.
-        names: of the classes to train on.
 
     Raises:
         FolderError: a class without pictures to train on, or one that is not among `names`.

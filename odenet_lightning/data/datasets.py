@@ -149,11 +149,7 @@ def is_mnist_there(root: Path) -> bool:
 
 
 def check_files(root: Path) -> None:
-    """Refuse MNIST files that are not the originals.
-
-    Raises:
-        DataError: a file is missing, truncated or altered.
-    """
+    """Refuse MNIST files that are not the originals."""
     for name, expected in MNIST_FILES.items():
         path = raw_folder(root) / name
         if not path.is_file():
@@ -165,11 +161,7 @@ def check_files(root: Path) -> None:
 
 
 def load(name: str, root: Path) -> tuple[Digits, Digits]:
-    """A set's training and test part.
-
-    Raises:
-        DataError: files are missing or are not what they should be.
-    """
+    """A set's training and test part."""
     if name == "mnist":
         check_files(root)
     known = RELATIVES[name]
@@ -221,11 +213,7 @@ def split_stratified(digits: Digits, val_share: float, test_share: float, seed: 
 
 
 def split_off(train: Digits, val_size: int, seed: int) -> dict[str, Digits]:
-    """Cut validation from the training part at random.
-
-    Raises:
-        DataError: nothing would be left to train on.
-    """
+    """Cut validation from the training part at random."""
     if val_size >= len(train):
         raise DataError(f"val_size must leave some of the {len(train):,} training images, not take {val_size:,}")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))

@@ -1,7 +1,9 @@
 """Downloads of torchvision's sets that end in time, with or without the files."""
 
+import queue
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -28,26 +30,24 @@ def socket_timeout(seconds: float) -> Any:
 
 def reachable(mirrors: Sequence[str], timeout: float = CONNECT_TIMEOUT) -> bool:
     """Whether any mirror answers in time. In threads, since a name look-up knows no timeout."""
-    answered, remaining, lock = threading.Event(), [len(mirrors)], threading.Lock()
-    done = threading.Event()
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     def ask(url: str) -> None:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout):
-                answered.set()
+                answers.put(True)
         except urllib.error.HTTPError:  # it answers, if only to refuse a listing of the folder
-            answered.set()
+            answers.put(True)
         except OSError:
-            pass
-        with lock:
-            remaining[0] -= 1
-            if answered.is_set() or remaining[0] == 0:
-                done.set()
+            answers.put(False)
 
     for url in mirrors:
         threading.Thread(target=ask, args=(url,), daemon=True).start()
-    done.wait(timeout + 1.0)
-    return answered.is_set()
+    end = time.monotonic() + timeout + 1.0
+    try:
+        return any(answers.get(timeout=max(0.0, end - time.monotonic())) for _ in mirrors)
+    except queue.Empty:
+        return False
 
 
 def is_complete(relative: Relative, root: Path, train: bool) -> bool:

@@ -117,11 +117,7 @@ class FolderDataModule(ImageDataModule):
 
 
 def check_memory(count: int, image_shape: ImageShape) -> None:
-    """Refuse pictures that would take too much memory, before they are read.
-
-    Raises:
-        FolderError: more than `LARGEST_MEMORY`.
-    """
+    """Refuse pictures that would take too much memory, before they are read."""
     needed = count * math.prod(image_shape)
     if needed > LARGEST_MEMORY:
         raise FolderError(

@@ -16,11 +16,7 @@ LARGEST_SIDE = 320  # pixels; larger pictures are shrunk to this, which leaves a
 
 
 def read_digit(path: Path) -> Tensor:
-    """One picture as a digit, uint8 `[28, 28]`, light on dark.
-
-    Raises:
-        OSError, ValueError: no picture, a truncated one, one that is too large, or one without ink.
-    """
+    """One picture as a digit, uint8 `[28, 28]`, light on dark."""
     with opened(path) as picture:
         picture.draft("L", (512, 512))  # a JPEG can be decoded at a smaller size
         picture.load()

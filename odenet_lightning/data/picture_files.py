@@ -44,11 +44,7 @@ def printable(name: str) -> str:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture of acceptable size, not yet decoded; the first frame of an animated one.
-
-    Raises:
-        OSError, ValueError: no picture, or one that is too large.
-    """
+    """Open a picture of acceptable size, not yet decoded; the first frame of an animated one."""
     if not path.is_file():  # opening a named pipe would block
         kinds = {"a folder": path.is_dir, "a link that leads nowhere": path.is_symlink, "not a file": path.exists}
         raise ValueError(next((kind for kind, holds in kinds.items() if holds()), "no such file"))
@@ -64,13 +60,6 @@ def read_picture(path: Path, image_shape: ImageShape) -> Tensor:
     """A picture of any kind in one shape, uint8 `[C, H, W]`, or `[H, W]` where C = 1.
 
     It is turned upright (EXIF), laid on white where it is transparent, and stretched to H x W, bilinearly and smoothed.
-
-    Args:
-        path: the file.
-        image_shape: C, 1 (grey) or 3 (colour), H and W.
-
-    Raises:
-        OSError, ValueError: no picture, a truncated one, or one that is too large.
     """
     channels, height, width = image_shape
     with opened(path) as picture:
@@ -141,9 +130,6 @@ def load_pictures(places: Sequence[Path], read: Callable[[Path], Tensor]) -> tup
 
     Returns:
         The images, `[N, ...]`; their paths; and a line for each file that is no picture or cannot be read.
-
-    Raises:
-        FolderError: a folder that cannot be read, or no picture that can be.
     """
     paths: list[Path] = []
     for place in places:

@@ -38,13 +38,7 @@ def parts_of(net: Classifier) -> Parts | None:
 
 
 def solver_of(name: str, steps: int, exponent: float) -> Solver:
-    """The solver that the page's controls describe.
-
-    Args:
-        name: one of `SOLVERS`.
-        steps: number of equal steps, not used by the adaptive one.
-        exponent: rtol = atol = 10^exponent, of the adaptive one.
-    """
+    """The solver that the page's controls describe."""
     return Dopri5(10.0**exponent, 10.0**exponent) if name == ADAPTIVE else FIXED[name](num_steps=steps)
 
 
@@ -65,11 +59,7 @@ class Answer:
 
 @torch.no_grad()
 def answer(parts: Parts, pixels: Tensor, solver: Solver) -> Answer:
-    """Classify a digit, uint8 `[28, 28]`.
-
-    Raises:
-        SolverError: the solve cannot be finished.
-    """
+    """Classify a digit, uint8 `[28, 28]`."""
     block = parts.block
     problem = Problem(
         block.field, parts.stem(normalise(pixels[None])), 0.0, 1.0, block.warm_step, block.max_nfe, record=unchanged
@@ -82,11 +72,7 @@ def answer(parts: Parts, pixels: Tensor, solver: Solver) -> Answer:
 
 @torch.no_grad()
 def states_over_time(parts: Parts, pixels: Tensor, solver: Solver) -> Tensor:
-    """y(t) of digits, uint8 `[N, 28, 28]`, at `TIMES`: `[T, N, C, H, W]`.
-
-    Raises:
-        SolverError: the solve cannot be finished.
-    """
+    """y(t) of digits, uint8 `[N, 28, 28]`, at `TIMES`: `[T, N, C, H, W]`."""
     block = parts.block
     problem = Problem(block.field, parts.stem(normalise(pixels)), warm_step=block.warm_step, max_nfe=block.max_nfe)
     return solver.trajectory(problem, TIMES)

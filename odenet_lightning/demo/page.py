@@ -77,13 +77,7 @@ def only_told(sentence: str) -> list[Any]:
 
 
 class Page:
-    """The page for some networks.
-
-    Args:
-        networks: each with one ODE block, for grey images of 28 x 28; by name, the first is shown at the start.
-        class_names: of the K classes.
-        digits: of the sample, drawn in the plane.
-    """
+    """The page for some networks."""
 
     def __init__(self, networks: Mapping[str, Subject], class_names: tuple[str, ...], digits: Digits) -> None:
         self.networks, self.names, self.digits = networks, class_names, digits
@@ -203,12 +197,7 @@ class Page:
         return [network, solver, steps, exponent]
 
     def launch(self, host: str, port: int | None) -> None:
-        """Serve the page until it is interrupted, to this machine alone unless `host` says otherwise.
-
-        Args:
-            host: the address to listen at.
-            port: its port; None for the first free one from 7860.
-        """
+        """Serve the page until it is interrupted, to this machine alone unless `host` says otherwise."""
         fonts = ["system-ui", "sans-serif"]  # others would be fetched from elsewhere
         theme = Default(font=fonts, font_mono=["monospace"])
         blocks = self.build()

@@ -30,15 +30,7 @@ def often(count: int) -> str:
 
 
 def verdict(solver: Solver, own: Answer, accurate: Solver, exact: Answer, names: Sequence[str]) -> str:
-    """The prediction under the chosen solver, compared with that under an accurate one.
-
-    Args:
-        solver: the chosen one.
-        own: its answer.
-        accurate: the accurate one.
-        exact: its answer.
-        names: of the classes.
-    """
+    """The prediction under the chosen solver, compared with that under an accurate one."""
     steps = f"takes {len(own.steps)} step{'' if len(own.steps) == 1 else 's'} and " if own.steps else ""
     told = (
         f"`{type(solver).__name__}` {steps}evaluates f {often(own.evaluations)}. It reads "

@@ -18,14 +18,10 @@ class Agreement:
     """How a file's logits compare with the network's.
 
     Attributes:
-        images: number of images classified by both.
-        changed: predictions that differ.
         difference: largest difference of a logit over the largest logit.
         predicted: the network's predictions, `[N]`.
     """
 
-    images: int
-    changed: int
     difference: float
     predicted: Tensor
 
@@ -33,11 +29,6 @@ class Agreement:
 @torch.no_grad()
 def compare(net: Classifier, run: Run, pixels: Tensor) -> Agreement:
     """Compare the predictions and logits of the network and of the file.
-
-    Args:
-        net: the network, in evaluation mode.
-        run: pixels -> logits, as the file gives them.
-        pixels: images, uint8 `[N, H, W]` or `[N, C, H, W]`.
 
     Raises:
         ExportError: they are not the same to rounding.
@@ -51,4 +42,4 @@ def compare(net: Classifier, run: Run, pixels: Tensor) -> Agreement:
             f"the file does not give the network's numbers: {changed} of {len(own)} predictions changed, logits differ "
             f"by up to {difference:.1e} of the largest; nothing was written"
         )
-    return Agreement(len(own), changed, difference, own.argmax(1))
+    return Agreement(difference, own.argmax(1))

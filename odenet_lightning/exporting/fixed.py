@@ -16,15 +16,7 @@ IMAGES = 1_000  # that the solvers are compared on, at random
 
 @dataclass(frozen=True)
 class FixedInstead:
-    """A fixed-step solver, and what it changes.
-
-    Attributes:
-        solver: the solver.
-        images: number of images classified by both.
-        accuracy: under the network's own solver.
-        fixed_accuracy: under this one.
-        changed: predictions that differ.
-    """
+    """A fixed-step solver, and what it changes: predictions, and the accuracy from the network's own to this one's."""
 
     solver: RK4
     images: int
@@ -45,16 +37,7 @@ def predicted(net: Classifier, pixels: Tensor) -> Tensor:
 
 
 def fixed_instead(net: Classifier, pixels: Tensor, labels: Tensor) -> FixedInstead:
-    """The `RK4` with the fewest steps that changes as few predictions as an ODE may (see `certificate`).
-
-    Args:
-        net: the network, in evaluation mode.
-        pixels: images, uint8 `[N, H, W]` or `[N, C, H, W]`; at most 1,000 of them are used.
-        labels: `[N]`.
-
-    Raises:
-        SolverError: the network cannot be solved.
-    """
+    """The `RK4` with the fewest steps that changes as few predictions as an ODE may (see `certificate`)."""
     drawn = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:IMAGES]
     pixels, labels = pixels[drawn], labels[drawn]
     own, found = predicted(net, pixels), None

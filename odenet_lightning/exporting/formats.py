@@ -32,11 +32,7 @@ def run_program(content: bytes) -> Run:
 
 
 def as_onnx(program: ExportedProgram, notes: dict[str, str]) -> bytes:
-    """An ONNX model, with the notes as its metadata.
-
-    Raises:
-        ExportError: the packages that it needs are not installed.
-    """
+    """An ONNX model, with the notes as its metadata."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ExportError(

@@ -16,7 +16,6 @@ from odenet_lightning.gradients.base import (
     refusing_transforms,
     vector_jacobian,
 )
-from odenet_lightning.gradients.leaves import refuse_unknown_inputs
 from odenet_lightning.gradients.recompute import Recomputation, buffers_of, inputs_of
 from odenet_lightning.solvers import AdaptiveRungeKutta, Norm, Problem, Solution, Solver, VectorField, rms_norm
 from odenet_lightning.solvers.evaluation import evaluate, refusing_randomness
@@ -77,17 +76,14 @@ class Adjoint(Gradient):
         field, y0 = problem.field, problem.y0
         if not torch.is_grad_enabled():
             return solver.solve(problem)
-        params = inputs_of(field)
         recomputed = Recomputation(field, y0)
         with refusing_transforms("Adjoint"):
             with torch.no_grad(), refusing_randomness(problem, "the second solve of Adjoint"):
                 solution = solver.solve(problem)
             recomputed.solved(problem)
-            if not any(x.requires_grad for x in (y0, *params)):
-                refuse_unknown_inputs(field, problem.t0, y0)
             backwards = solver.with_tolerance(self.rtol, self.atol)
             back = _Backwards(self, backwards, recomputed, problem.t0, problem.t1, problem.max_nfe)
-            y1 = _ContinuousAdjoint.apply(back, [solution.y], y0, *params)
+            y1 = _ContinuousAdjoint.apply(back, [solution.y], y0, *inputs_of(field))
         return Solution(y1, replace(solution.stats, backward=recomputed.stats))
 
 

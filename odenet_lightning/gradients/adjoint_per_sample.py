@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from odenet_lightning.gradients.base import vector_jacobian
-from odenet_lightning.gradients.recompute import Recomputation, buffers_of
+from odenet_lightning.gradients.recompute import Recomputation, add, buffers_of
 from odenet_lightning.solvers import AdaptiveRungeKutta, Step, rms_norm
 from odenet_lightning.solvers.evaluation import evaluate
 from odenet_lightning.solvers.runge_kutta import add_weighted
@@ -66,10 +66,7 @@ class EachAdjoint:
             if b != 0.0:
                 y, a = (add_weighted(step.y, ks, row, step.h) if row else step.y).unbind(1)
                 _, _, grads = self.product(step.t[:, 0] + c * h, y, -b * h * scale * a, self.params)
-                self.totals = [
-                    grad if total is None else total if grad is None else total + grad
-                    for total, grad in zip(self.totals, grads, strict=True)
-                ]
+                self.totals = [add(total, grad) for total, grad in zip(self.totals, grads, strict=True)]
 
 
 def larger_part(z: Tensor) -> Tensor:

@@ -36,11 +36,7 @@ class Gradient(Settings, ABC):
 
 @contextmanager
 def refusing_transforms(method: str) -> Iterator[None]:
-    """Replace torch's errors on custom backward passes under `torch.func` or forward mode by one that says what to do.
-
-    Raises:
-        GradientError: a transform was met.
-    """
+    """Replace torch's errors on custom backward passes under `torch.func` or forward mode by one with advice."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
@@ -53,11 +49,7 @@ def refusing_transforms(method: str) -> Iterator[None]:
 
 
 def refuse_second_derivatives(method: str) -> None:
-    """Refuse `create_graph=True`: the gradient's own derivative would silently be left out.
-
-    Raises:
-        GradientError: the backward pass is itself recorded.
-    """
+    """Refuse `create_graph=True`: the gradient's own derivative would silently be left out."""
     if torch.is_grad_enabled():
         raise GradientError(
             f"{method} has no second derivative, which create_graph=True (a gradient penalty?) asks for: use Backprop"

@@ -47,12 +47,7 @@ class _Hold(torch.autograd.Function):
 
 
 class Kept:
-    """A state that is kept.
-
-    Args:
-        place: number of the step that starts from it.
-        y: the state.
-    """
+    """A state that is kept."""
 
     def __init__(self, place: int, y: Tensor) -> None:
         self.place = place

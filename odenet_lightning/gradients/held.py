@@ -48,11 +48,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 class Held:
-    """What the attributes of a field's modules hold before a solve.
-
-    Args:
-        field: f(t, y).
-    """
+    """What the attributes of a field's modules hold before a solve."""
 
     def __init__(self, field: VectorField) -> None:
         self.field = field

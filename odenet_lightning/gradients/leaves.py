@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from odenet_lightning.solvers import FieldError, VectorField
-from odenet_lightning.solvers.evaluation import evaluate, name_of
+from odenet_lightning.solvers.evaluation import name_of
 
 
 def nodes_behind(output: Tensor) -> Iterator[Any]:
@@ -23,11 +22,7 @@ def nodes_behind(output: Tensor) -> Iterator[Any]:
 
 
 def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Tensor]) -> None:
-    """Refuse a field that depends on a tensor which requires a gradient and is not among its parameters.
-
-    Raises:
-        FieldError: `tensor` is the one that would have got no gradient.
-    """
+    """Refuse a field that depends on a tensor which requires a gradient and is not among its parameters."""
     leaves = {id(tensor) for tensor in known}
     for node in nodes_behind(output):
         leaf = getattr(node, "variable", None)  # of the nodes that accumulate a leaf's gradient
@@ -36,11 +31,7 @@ def refuse_unknown_leaves(field: VectorField, output: Tensor, known: Sequence[Te
 
 
 class UnknownTensorError(FieldError):
-    """A field depends on a tensor that requires a gradient and is not among its parameters.
-
-    Attributes:
-        tensor: that tensor.
-    """
+    """A field depends on a tensor that requires a gradient and is not among its parameters."""
 
     def __init__(self, field: VectorField, tensor: Tensor, name: str = "") -> None:
         self.field, self.tensor = field, tensor
@@ -50,13 +41,3 @@ class UnknownTensorError(FieldError):
             "would get no gradient: register the layer or parameter that it belongs to as an attribute of the field "
             "(layers in a list: nn.ModuleList), or use Backprop"
         )
-
-
-def refuse_unknown_inputs(field: VectorField, t: float, y0: Tensor) -> None:
-    """`refuse_unknown_leaves` where neither y0 nor a parameter requires a gradient, by one evaluation.
-
-    No backward pass would run, so nothing else would notice.
-    """
-    with torch.enable_grad():
-        output = evaluate(field, t, y0.detach())
-    refuse_unknown_leaves(field, output, ())

@@ -20,7 +20,7 @@ from odenet_lightning.gradients.held import Held
 from odenet_lightning.gradients.leaves import refuse_unknown_leaves
 from odenet_lightning.kernels import FusedStep, Plan
 from odenet_lightning.solvers import BackwardStats, FieldError, Problem, VectorField
-from odenet_lightning.solvers.evaluation import name_of
+from odenet_lightning.solvers.evaluation import evaluate, name_of
 from odenet_lightning.solvers.runge_kutta import fused_step
 
 SAMPLED = 64  # entries of a state that are kept, to detect one that differs when recomputed
@@ -84,15 +84,7 @@ class Surroundings:
 
 
 class Recomputation:
-    """A field for the backward pass: the forward pass's tensors in it, its buffers left alone, its calls counted.
-
-    Args:
-        field: f(t, y).
-        y0: the forward pass's first state.
-
-    Attributes:
-        stats: filled in by the calls.
-    """
+    """A field for the backward pass: the forward pass's tensors in it, its buffers left alone, its calls counted."""
 
     def __init__(self, field: VectorField, y0: Tensor) -> None:
         self.field, self.stats, self.size = field, BackwardStats(), y0.numel()
@@ -114,9 +106,13 @@ class Recomputation:
             )
 
     def solved(self, problem: Problem) -> None:
-        """Note whether the forward pass has left tensors in the field's attributes."""
+        """Note whether the forward pass has left tensors in the field's attributes, and refuse unknown inputs."""
         self.times = problem.t0, (problem.t0 + problem.t1) / 2
         self.keeps = any(True for _ in self.before.new())
+        if not any(x.requires_grad for x in (problem.y0, *inputs_of(self.field))):
+            with torch.enable_grad():  # no backward pass would run, so nothing else would notice
+                output = evaluate(self.field, problem.t0, problem.y0.detach())
+            refuse_unknown_leaves(self.field, output, ())
 
     def tensors(self, saved: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors to differentiate by, given the saved parameters; where these differ, they replace the module's.

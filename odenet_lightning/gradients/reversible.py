@@ -14,7 +14,6 @@ from odenet_lightning.gradients.base import (
     vector_jacobian,
 )
 from odenet_lightning.gradients.binomial import Kept, graph_is_kept
-from odenet_lightning.gradients.leaves import refuse_unknown_inputs
 from odenet_lightning.gradients.recompute import Recomputation, Surroundings, add, inputs_of, sample
 from odenet_lightning.solvers import Problem, Solution, Solver, Step, rms_norm
 from odenet_lightning.solvers import Reversible as ReversibleSolver
@@ -56,7 +55,6 @@ class Reversible(Gradient):
                 "use the solver Reversible with a method such as Midpoint, or the gradient Checkpoint"
             )
         field, y0 = problem.field, problem.y0
-        params = inputs_of(field)
         recomputed = Recomputation(field, y0)
         taken: list[Step] = []
 
@@ -69,9 +67,7 @@ class Reversible(Gradient):
             with torch.no_grad():
                 pair = solver.solve_pair(replace(problem, record=record))
             recomputed.solved(problem)
-            if not any(x.requires_grad for x in (y0, *params)):
-                refuse_unknown_inputs(field, problem.t0, y0)
-            y1 = _Undo.apply(solver, recomputed, [pair], y0, *params)
+            y1 = _Undo.apply(solver, recomputed, [pair], y0, *inputs_of(field))
         return Solution(y1, replace(pair.stats, backward=recomputed.stats))
 
 
@@ -133,11 +129,7 @@ class _Undo(torch.autograd.Function):
 def refuse_lost_start(
     field: Recomputation, method: Solver, start: Tensor, end: Tensor, found: tuple[Tensor, Tensor]
 ) -> None:
-    """Note how far the recomputed states at t0 are from y0, and refuse a gradient that is as far off.
-
-    Raises:
-        GradientError: by more than rounding.
-    """
+    """Note how far the recomputed states at t0 are from y0, and refuse a gradient that is as far off."""
     size = torch.maximum(rms_norm(start), rms_norm(end)).clamp_min(torch.finfo(start.dtype).tiny)
     field.stats.y0_error = float(torch.stack([rms_norm(sample(x) - start) for x in found]).max() / size)
     # NaN passes: the loss is checked for it

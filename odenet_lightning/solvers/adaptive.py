@@ -89,15 +89,6 @@ class AdaptiveRungeKutta(RungeKutta):
         """Not where steps were given, which switches error control off."""
         return self.num_steps is None and self.step_size is None
 
-    def with_tolerance(self, rtol: float | None, atol: float | None) -> Solver:
-        """Return a copy with those tolerances replaced that are not None."""
-        if not self.controls_error:
-            return super().with_tolerance(rtol, atol)
-        twin = copy.copy(self)
-        twin.rtol = self.rtol if rtol is None else rtol
-        twin.atol = self.atol if atol is None else atol
-        return twin
-
     @property
     def couples_images(self) -> bool:
         """Whether the answer for one image depends on the others of its batch."""

@@ -1,7 +1,9 @@
 """Solver: what every solver of dy/dt = f(t, y), y(t0) = y0 shares, and what all of them refuse."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
@@ -58,15 +60,10 @@ class Solver(Settings, ABC):
             raise ValueError(f"a state must be float32 or float64, not {y0.dtype}: {advice}")
         if problem.t0 == problem.t1 or y0.numel() == 0:
             return Solution(y0, SolveStats(0, 0, 0, 0.0, 0.0))
-        with outside_inference_mode() as was_inside:
-            if was_inside:
-                problem = replace(problem, y0=y0.clone())
-            if not self.controls_error:
-                return self._result(integrate(problem))
-            with refusing_randomness(problem, f"{type(self).__name__} with error control"):
-                return self._result(integrate(problem))
-
-    def _result(self, solution: Solution) -> Solution:
+        with outside_inference_mode(problem) as problem:
+            refusing = refusing_randomness(problem, f"{type(self).__name__} with error control")
+            with refusing if self.controls_error else nullcontext():
+                solution = integrate(problem)
         if not isinstance(solution, Solution):
             raise TypeError(f"{type(self).__name__}.integrate returned {type(solution).__name__}, needs a Solution")
         return solution
@@ -84,15 +81,19 @@ class Solver(Settings, ABC):
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Do an accepted step again, differentiably; gives y at `step.t + step.fraction * step.h`."""
 
-    def with_tolerance(self, rtol: float | None, atol: float | None) -> "Solver":
-        """Return the same solver with those tolerances replaced that are not None.
+    @property
+    def has_tolerances(self) -> bool:
+        """Whether its settings `rtol` and `atol` are in use."""
+        return self.controls_error and {"rtol", "atol"} <= vars(self).keys()
 
-        Raises:
-            ValueError: it has none.
-        """
-        if rtol is not None or atol is not None:
+    def with_tolerance(self, rtol: float | None, atol: float | None) -> "Solver":
+        """Return the same solver with those tolerances replaced that are not None; refuse them where it has none."""
+        given = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+        if given and not self.has_tolerances:
             raise ValueError(f"{self!r} takes fixed steps, for which rtol and atol mean nothing: leave them out")
-        return self
+        twin = copy.copy(self)
+        vars(twin).update(given)
+        return twin
 
     def trajectory(self, problem: Problem, times: Sequence[float]) -> Tensor:
         """Dense output: the states at the given times, `[T, *y0.shape]`.
@@ -111,9 +112,7 @@ class Solver(Settings, ABC):
         problem = replace(problem, t0=times[0], t1=times[-1], record=unchanged)
         if problem.y0.numel() == 0:
             return problem.y0.expand(len(times), *problem.y0.shape)
-        with outside_inference_mode() as was_inside:
-            if was_inside:
-                problem = replace(problem, y0=problem.y0.clone())
+        with outside_inference_mode(problem) as problem:
             return torch.stack([problem.y0, *self.states_at(problem, times[1:])])
 
     def states_at(self, problem: Problem, times: Sequence[float]) -> list[Tensor]:
@@ -130,11 +129,7 @@ def step_to(time: float, steps: Sequence[Step]) -> Step:
 
 
 def check_order(times: Sequence[float]) -> None:
-    """Refuse times that are neither strictly increasing nor strictly decreasing.
-
-    Raises:
-        ValueError: with the times.
-    """
+    """Refuse times that are neither strictly increasing nor strictly decreasing."""
     gaps = [later - earlier for earlier, later in pairwise(times)]
     if not gaps or not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
         raise ValueError(f"times must strictly increase or decrease, and be two at least, not {tuple(times)}")

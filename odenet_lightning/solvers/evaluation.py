@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,14 +84,13 @@ def refuse_other_shapes(field: VectorField, slope: Any, y: Tensor) -> Tensor:
 
 
 @contextmanager
-def outside_inference_mode() -> Iterator[bool]:
-    """Leave `torch.inference_mode` for no-grad mode, where that is on; yields whether it was."""
-    was_inside = torch.is_inference_mode_enabled()
-    if not was_inside:
-        yield False
+def outside_inference_mode(problem: Problem) -> Iterator[Problem]:
+    """Leave `torch.inference_mode` for no-grad mode, where that is on, with a problem that can be solved there."""
+    if not torch.is_inference_mode_enabled():
+        yield problem
         return
     with torch.inference_mode(False), torch.no_grad():
-        yield True
+        yield replace(problem, y0=problem.y0.clone())
 
 
 def random_states(device: torch.device) -> list[Tensor]:
@@ -105,9 +105,6 @@ def refusing_randomness(problem: Problem, what: str) -> Iterator[None]:
 
     Noise that is drawn anew at each evaluation makes f no function of t and y: an error estimate then
     measures the noise, and a second solve meets another field.
-
-    Raises:
-        FieldError: the state of the random numbers has changed.
     """
     before = random_states(problem.y0.device)
     failure = None

@@ -13,13 +13,7 @@ if TYPE_CHECKING:
 
 
 def guess_first_step(method: "AdaptiveRungeKutta", problem: Problem, f0: Tensor, norm: Norm) -> Tensor:
-    """Hairer's first step (Hairer et al. 1993, II.4), as torchdiffeq computes it; one evaluation.
-
-    Args:
-        method: the solver.
-        problem: what it solves.
-        f0: the field's value at t0.
-        norm: of a state, a scalar; or of each image, `[B, 1, ...]`, for a first step of each.
+    """Hairer's first step (Hairer et al. 1993, II.4), as torchdiffeq computes it, from f0 = f(t0, y0); one evaluation.
 
     Returns:
         The step in units of t, positive, in the shape of the norm; on the device.

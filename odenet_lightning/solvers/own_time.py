@@ -18,9 +18,6 @@ def refuse_shared_time(problem: Problem) -> None:
 
     Looks at a field's solves 1, 2, 4, 8, ...: what mixes may have a weight that starts at zero.
     Compares f of two images at two times, given as `[2, 1, ...]`, with f of each image at its time, a scalar.
-
-    Raises:
-        FieldError: with the field's name and what to do.
     """
     field = problem.field
     if getattr(field, "of_each_image", False):

@@ -150,11 +150,7 @@ class RungeKutta(Solver):
 
 
 def check_grid(name: str, num_steps: int | None, step_size: float | None) -> None:
-    """Refuse settings that do not make a grid of equal steps.
-
-    Raises:
-        ValueError: both settings, or one that is not positive.
-    """
+    """Refuse settings that do not make a grid of equal steps."""
     if num_steps is not None and step_size is not None:
         raise ValueError(f"{name} takes num_steps or step_size, not both")
     if num_steps is not None and (type(num_steps) is not int or num_steps < 1):

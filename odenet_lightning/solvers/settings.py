@@ -19,10 +19,6 @@ class Settings:
 
 
 def check_positive_number(name: str, value: Any) -> None:
-    """Refuse a value that is not a positive, finite number.
-
-    Raises:
-        ValueError: with the name of the setting.
-    """
+    """Refuse a value that is not a positive, finite number."""
     if isinstance(value, bool) or not isinstance(value, float | int) or not 0.0 < value < math.inf:
         raise ValueError(f"{name} must be a positive number, not {value!r}")

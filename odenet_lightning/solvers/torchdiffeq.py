@@ -1,19 +1,16 @@
 """torchdiffeq as a solver: the reference, for the post's exact numbers and for methods that are missing here."""
 
-import copy
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torchdiffeq
 from torch import Tensor
 
-from odenet_lightning.solvers.base import Solver, check_order
-from odenet_lightning.solvers.evaluation import evaluate, outside_inference_mode, overwritten_error
+from odenet_lightning.solvers.base import Solver
+from odenet_lightning.solvers.evaluation import evaluate, overwritten_error
 from odenet_lightning.solvers.problem import (
     Problem,
     Solution,
@@ -96,63 +93,51 @@ class TorchDiffEq(Solver):
         """The keyword arguments of torchdiffeq.odeint."""
         return {"rtol": self.rtol, "atol": self.atol, "method": self.method, "options": self.options}
 
-    def with_tolerance(self, rtol: float | None, atol: float | None) -> Solver:
-        """Return a copy with those tolerances replaced that are not None."""
-        if self.method in FIXED_TORCHDIFFEQ_METHODS:
-            return super().with_tolerance(rtol, atol)
-        twin = copy.copy(self)
-        twin.rtol = self.rtol if rtol is None else rtol
-        twin.atol = self.atol if atol is None else atol
-        return twin
+    @property
+    def has_tolerances(self) -> bool:
+        """Whether its method uses them; scipy's do."""
+        return self.method not in FIXED_TORCHDIFFEQ_METHODS
 
     def integrate(self, problem: Problem) -> Solution:
         """Call torchdiffeq.odeint; see `Solver.solve`. A recorded solve is one step, replayed whole."""
-        y0, t0, t1 = problem.y0, problem.t0, problem.t1
-        arguments = self.arguments()
+        t0, t1, arguments = problem.t0, problem.t1, self.arguments()
         if self.method == "scipy_solver" and torch.is_grad_enabled():
             raise ValueError("scipy computes outside of torch, so its steps have no gradient: use Adjoint")
         if problem.norm is not rms_norm and self.controls_error:
             arguments["options"] = {**self.options, "norm": problem.norm}
         steps = [] if problem.record is None else [problem.record(whole(problem))]
         counter = self._counting(problem)
-        times = torch.tensor([t0, t1], dtype=y0.dtype, device=y0.device)
-        with self._explained(counter):
-            states = torchdiffeq.odeint(counter, y0, times, **arguments)
-        assert isinstance(states, Tensor)
-        return Solution(states[1], counter.stats(abs(t1 - t0), self.options.get("step_size")), steps)
+        y1 = self._states(counter, problem.y0, (t0, t1), arguments)[1]
+        return Solution(y1, counter.stats(abs(t1 - t0), self.options.get("step_size")), steps)
 
     def replay(self, field: VectorField, step: Step) -> Tensor:
         """Solve over the step's interval again, differentiably."""
         return self.integrate(again(field, step)).y
 
-    def trajectory(self, problem: Problem, times: Sequence[float]) -> Tensor:
-        """States at the given times by torchdiffeq's own interpolation, `[T, *y0.shape]`."""
-        check_order(times)
-        with outside_inference_mode() as was_inside:
-            if was_inside:
-                problem = replace(problem, y0=problem.y0.clone())
-            y0, counter = problem.y0, self._counting(problem)
-            grid = torch.tensor(times, dtype=y0.dtype, device=y0.device)
-            with self._explained(counter):
-                states = torchdiffeq.odeint(counter, y0, grid, **self.arguments())
-            assert isinstance(states, Tensor)
-            return states
+    def states_at(self, problem: Problem, times: Sequence[float]) -> list[Tensor]:
+        """The states at times after t0, by torchdiffeq's own interpolation."""
+        counter = self._counting(problem)
+        return list(self._states(counter, problem.y0, (problem.t0, *times), self.arguments())[1:])
 
     def _counting(self, problem: Problem) -> "_CountingField":
         return (_CountingSteps if self.controls_error else _CountingField)(problem.field, problem.max_nfe)
 
-    @contextmanager
-    def _explained(self, counter: "_CountingField") -> Iterator[None]:
-        """Turn torchdiffeq's assertions (underflow, NaN, its limit of steps) into what happened and what to try."""
+    def _states(
+        self, counter: "_CountingField", y0: Tensor, times: Sequence[float], arguments: dict[str, Any]
+    ) -> Tensor:
+        """The states at all times; torchdiffeq's assertions (underflow, NaN, its limit of steps) say what to try."""
+        grid = torch.tensor(times, dtype=y0.dtype, device=y0.device)
         try:
             with warnings.catch_warnings():
                 ignore_scipy_hint()
-                yield
+                states = torchdiffeq.odeint(counter, y0, grid, **arguments)
         except AssertionError as e:
             raise SolverError(
                 f"{self!r} stopped after {counter.evaluations} evaluations: {str(e)[:80]}; "
                 "try looser tolerances, a larger max_num_steps or a fixed step"
             ) from e
+        assert isinstance(states, Tensor)
+        return states
 
 
 def ignore_scipy_hint() -> None:

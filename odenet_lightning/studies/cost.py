@@ -16,7 +16,7 @@ from odenet_lightning.regularizers import ErrorEstimate, Jacobian, Kinetic, Rand
 from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.columns import Column
 from odenet_lightning.studies.intervals import FEWEST, deviation, is_decided, with_interval
-from odenet_lightning.studies.study import Row, Study, number, numbers
+from odenet_lightning.studies.study import Row, Study, grouped, number, numbers
 from odenet_lightning.studies.training import train
 
 NONE = "none"
@@ -176,8 +176,7 @@ class Cost(Study):
 
 def groups_of(rows: list[Row]) -> dict[tuple[str, Any], list[Row]]:
     """Rows by regularizer and strength, in order."""
-    keys = dict.fromkeys((str(row["regularizer"]), row["strength"]) for row in rows)
-    return {key: [row for row in rows if (row["regularizer"], row["strength"]) == key] for key in keys}
+    return grouped(rows, "regularizer", "strength")
 
 
 def against(rows: list[Row], group: list[Row], column: str, compare: Callable[[float, float], float]) -> list[float]:

@@ -13,8 +13,8 @@ from odenet_lightning.figures import COLOURS, caption, new_figure
 from odenet_lightning.models import AugmentedODENet, Classifier, ODENet, ResNet
 from odenet_lightning.solvers import Midpoint
 from odenet_lightning.studies.columns import Column, duration
-from odenet_lightning.studies.intervals import FEWEST, half_width, is_decided, plus_minus, with_interval
-from odenet_lightning.studies.study import Row, Study, number
+from odenet_lightning.studies.intervals import FEWEST, half_width, is_decided, with_interval
+from odenet_lightning.studies.study import Row, Study, grouped, number, numbers
 from odenet_lightning.studies.training import train, trainer_for
 
 NETWORKS: dict[str, Callable[[], Classifier]] = {
@@ -85,23 +85,17 @@ class Depth(Study):
 
     def table(self, rows: list[Row]) -> list[Row]:
         """Mean and 95 % confidence interval (Student's t) of each network."""
-        table: list[Row] = []
-        for name in self.networks:
-            mine = [row for row in rows if row["network"] == name]
-            values = [100 * number(row, "accuracy") for row in mine]
-            if not values:
-                continue
-            table.append(
-                {
-                    "network": name,
-                    "accuracy": plus_minus(statistics.mean(values), half_width(values), unit=" %"),
-                    "parameters": mine[0]["parameters"],
-                    "seconds": statistics.median(number(row, "seconds") for row in mine),
-                    "evaluations": mine[0]["evaluations"],
-                    "n": len(values),
-                }
-            )
-        return table
+        return [
+            {
+                "network": name,
+                "accuracy": with_interval([100 * accuracy for accuracy in numbers(mine, "accuracy")], unit=" %"),
+                "parameters": mine[0]["parameters"],
+                "seconds": statistics.median(numbers(mine, "seconds")),
+                "evaluations": mine[0]["evaluations"],
+                "n": len(mine),
+            }
+            for name, mine in grouped(rows, "network").items()
+        ]
 
     def answer(self, rows: list[Row]) -> str:
         """The ODE against the residual block with as many parameters, seed by seed."""
@@ -123,8 +117,8 @@ class Depth(Study):
         table = self.table(rows)
         figure = new_figure(8.3, 1.5 + 0.54 * len(table))
         accuracy, seconds = figure.subplots(1, 2, width_ratios=[2.2, 1], sharey=True)
-        for place, line in enumerate(table):
-            values = [100 * number(row, "accuracy") for row in rows if row["network"] == line["network"]]
+        for place, (line, mine) in enumerate(zip(table, grouped(rows, "network").values(), strict=True)):
+            values = [100 * accuracy for accuracy in numbers(mine, "accuracy")]
             accuracy.plot(values, [place - 0.18] * len(values), "o", color=COLOURS[6], markersize=4)
             width = half_width(values)
             accuracy.errorbar(statistics.mean(values), place, xerr=width, fmt="s", color=COLOURS[0], capsize=4)

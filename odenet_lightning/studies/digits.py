@@ -16,7 +16,7 @@ from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.columns import Column, percent
 from odenet_lightning.studies.intervals import plus_minus
 from odenet_lightning.studies.networks import OneNetwork
-from odenet_lightning.studies.study import Row, number
+from odenet_lightning.studies.study import Row, number, numbers
 
 COLUMNS = ("label", "predicted", "confidence", "evaluations", "rejected")
 SHOWN = 12  # hardest and easiest digits drawn, each
@@ -85,7 +85,7 @@ class Digits(OneNetwork):
             doubt = [max(1 - number(row, "confidence"), 1e-7) for row in group]
             # evaluations come in steps of six: jitter keeps points from hiding each other
             spread = 4 * (torch.rand(len(group), generator=torch.Generator().manual_seed(0)) - 0.5)
-            work = torch.tensor([number(row, "evaluations") for row in group]) + spread
+            work = torch.tensor(numbers(group, "evaluations")) + spread
             scatter.scatter(work.numpy(), doubt, label=f"{label} ({len(group)})", **style)
         scatter.margins(y=0.12)  # room for the legend
         log_axis(scatter, "y")
@@ -147,8 +147,8 @@ class Digits(OneNetwork):
         return [
             {
                 "digits": name,
-                "evaluations": statistics.mean(number(r, "evaluations") for r in group),
-                "confidence": statistics.mean(number(r, "confidence") for r in group),
+                "evaluations": statistics.mean(numbers(group, "evaluations")),
+                "confidence": statistics.mean(numbers(group, "confidence")),
                 "n": len(group),
             }
             for name, group in groups.items()

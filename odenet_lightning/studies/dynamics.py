@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from odenet_lightning.fields import Field, Galerkin, HeavyBall, SecondOrder
 from odenet_lightning.models import Classifier, ODENet
 from odenet_lightning.solvers import Midpoint
-from odenet_lightning.studies.columns import Column, duration
+from odenet_lightning.studies.columns import Column
 from odenet_lightning.studies.depth import Depth
 from odenet_lightning.studies.intervals import is_decided, with_interval
 from odenet_lightning.studies.study import Row, number
@@ -31,12 +31,6 @@ class Dynamics(Depth):
     have 6 channels of velocities besides the post's, which the head sees, too; "augmented" is of first order with as
     many channels. Velocities begin at zero, or are 6 more channels of the stem.
     The last weights are tested once, none are chosen.
-
-    Args:
-        seeds: runs per network, counted from `seed`.
-        epochs: passes over the digits.
-        batch_size: images per step.
-        lr: the one-cycle's peak, of AdamW.
     """
 
     epochs: int = 1
@@ -59,11 +53,9 @@ class Dynamics(Depth):
     )
     columns: ClassVar[tuple[Column, ...]] = (
         Column("network", is_text=True),
-        Column("accuracy", "test accuracy", says="mean over the runs, from three on with its 95 % interval"),
+        Depth.columns[1],
         Column("points", f"points against {POSTS}", says="of per cent, seed by seed"),
-        Column("parameters", "parameters"),
-        Column("seconds", "training", duration, says="median time of the runs"),
-        Column("n", "runs", says="one per seed"),
+        *(column for column in Depth.columns[2:] if column.key != "evaluations"),
     )
 
     def gains(self, rows: list[Row]) -> dict[str, list[float]]:

@@ -38,9 +38,8 @@ COLUMNS = (
 class Flow(OneNetwork):
     """States over t: projected to two dimensions, as feature maps, and as classified by the head.
 
-    The projection is onto the first two principal components of y(1), the same at all t. `separation` is the variance
-    between the classes over the variance within them, of the whole state. `direction` is the mean cosine between
-    dy/dt at t and at 0; where it stays at 1, trajectories are straight lines.
+    The projection is onto the first two principal components of y(1), the same at all t. Where the cosine stays at 1,
+    trajectories are straight lines.
 
     Args:
         frames: times from 0 to 1, evenly spaced.

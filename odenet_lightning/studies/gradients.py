@@ -4,6 +4,7 @@ import copy
 import statistics
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -63,11 +64,9 @@ class Gradients(TrainedBefore):
     """Time, memory and error of a training step under each gradient method.
 
     Two sweeps: Dopri5 over tolerances, and Midpoint over numbers of steps (the depth); the gradient `Reversible` takes
-    them within the solver `Reversible`, whose steps cost twice as many evaluations. Errors are of the
-    whole network's gradient against one in float64 at a tolerance of 1e-8. `held_bytes` is the most that autograd
-    keeps at a time for the backward pass; `peak_bytes` is the most that all tensors of a step take at a time, without
-    parameters and optimiser: on CUDA the allocator's own count, on the CPU `LiveBytes`, to which allocators add.
-    `images_per_gib` follows from it. Without a checkpoint, the network is randomly initialised.
+    them within the solver `Reversible`, whose steps cost twice as many evaluations. The peak is without parameters and
+    optimiser: on CUDA the allocator's own count, on the CPU `LiveBytes`, to which allocators add. Without a
+    checkpoint, the network is randomly initialised.
 
     Args:
         tolerances: of Dopri5, rtol = atol.
@@ -88,10 +87,6 @@ class Gradients(TrainedBefore):
     sweeps: ClassVar[tuple[str, ...]] = ("tolerances", "depths")
     columns: ClassVar[tuple[Column, ...]] = COLUMNS
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.reference: Tensor | None = None
-
     def cases(self) -> list[Row]:
         """Gradient methods under both sweeps."""
         sweep = [(rtol, None) for rtol in self.tolerances] + [(None, steps) for steps in self.depths]
@@ -110,13 +105,12 @@ class Gradients(TrainedBefore):
         images, labels = self.images("train", self.chosen("train", self.batch_size))
         return F.cross_entropy(net(images.to(next(net.parameters()).dtype)), labels)
 
+    @cached_property
     def exact(self) -> Tensor:
         """The gradient in float64, solved once."""
-        if self.reference is None:
-            net = self.network(Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE), Checkpoint()).double()
-            self.loss(net).backward()
-            self.reference = flat_gradient(net)
-        return self.reference
+        net = self.network(Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE), Checkpoint()).double()
+        self.loss(net).backward()
+        return flat_gradient(net)
 
     def peak_bytes(self, net: Classifier) -> int:
         """The most that the tensors of a step take at a time."""
@@ -159,7 +153,7 @@ class Gradients(TrainedBefore):
         net.zero_grad()
         with recorded_solves(net) as solves, HeldBytes(net) as held:
             self.loss(net).backward()
-        found, exact = flat_gradient(net), self.exact()
+        found, exact = flat_gradient(net), self.exact
         peak = self.peak_bytes(net)
         return {
             "seconds": statistics.median(seconds[1:]),

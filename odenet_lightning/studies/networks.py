@@ -10,20 +10,6 @@ from odenet_lightning.studies.study import Study
 from odenet_lightning.studies.training import trained_odenet
 
 
-def load_network(path: str, trusted: str | None = None) -> Classifier:
-    """The network of a checkpoint that a fit on the command line has written, in evaluation mode.
-
-    Args:
-        path: the checkpoint.
-        trusted: a module or package of the user's own, whose classes may be imported.
-
-    Raises:
-        RefusedCheckpoint: no such checkpoint, one that does not say what its network is, or one that names classes of
-            modules that are not trusted.
-    """
-    return ClassifierModule.load_from_checkpoint(path, trusted=trusted).net.eval()
-
-
 @dataclass
 class TrainedBefore(Study):
     """A study that can take a network trained before.
@@ -42,14 +28,10 @@ class TrainedBefore(Study):
         return str(checkpoint_file(self.ckpt_path)) if self.ckpt_path else None
 
     def loaded(self) -> Classifier | None:
-        """The checkpoint's network, when one is given.
-
-        Raises:
-            RefusedCheckpoint: it has no ODE block.
-        """
+        """The checkpoint's network, when one is given."""
         if not self.ckpt_path:
             return None
-        net = load_network(self.ckpt_path, self.trusted)
+        net = ClassifierModule.load_from_checkpoint(self.ckpt_path, trusted=self.trusted).net.eval()
         if not net.ode_blocks:
             raise RefusedCheckpoint(f"{self.ckpt_path} holds a {type(net).__name__}, which has no ODE block to study")
         return net.to(self.device)
@@ -67,11 +49,7 @@ class OneNetwork(TrainedBefore):
 
     @cached_property
     def network(self) -> OneBlock:
-        """The checkpoint's, or the post's, trained here.
-
-        Raises:
-            RefusedCheckpoint: the checkpoint's network has not one ODE block.
-        """
+        """The checkpoint's, or the post's, trained here."""
         net = self.loaded() or trained_odenet(self, self.epochs)
         if not isinstance(net, OneBlock):
             raise RefusedCheckpoint(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from odenet_lightning.figures import COLOURS, caption, log_axis, new_figure
 from odenet_lightning.studies.columns import Column, duration
-from odenet_lightning.studies.study import Row, Study, number
+from odenet_lightning.studies.study import Row, Study, grouped, number, numbers
 
 Way = Callable[[], float]  # does the work once and returns its milliseconds
 ANSWERED = 2  # pairs of ways in a study's answer, the first ones
@@ -91,10 +91,8 @@ class PairStudy(Study):
     def answer(self, rows: list[Row]) -> str:
         """How the first ways compare, over all batches and tolerances."""
         told = []
-        for a, b in list(dict.fromkeys((row["a"], row["b"]) for row in rows))[:ANSWERED]:
-            ratios = sorted(
-                {f"{number(row, 'ratio'):.2g}" for row in rows if (row["a"], row["b"]) == (a, b)}, key=float
-            )
+        for (a, b), mine in list(grouped(rows, "a", "b").items())[:ANSWERED]:
+            ratios = sorted({f"{ratio:.2g}" for ratio in numbers(mine, "ratio")}, key=float)
             told.append(f"{' to '.join(dict.fromkeys((ratios[0], ratios[-1])))} times as long with {a} as with {b}")
         return f"{self.work} takes {', and '.join(told)}."
 

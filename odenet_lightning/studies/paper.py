@@ -24,10 +24,10 @@ from odenet_lightning.figures import caption, new_figure
 from odenet_lightning.gradients import Adjoint
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
-from odenet_lightning.solvers import Dopri5, Problem, VectorField, rms_norm
+from odenet_lightning.solvers import Dopri5, rms_norm
 from odenet_lightning.studies.columns import Column, duration, percent
 from odenet_lightning.studies.paper_panels import draw_panels
-from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, number, numbers
+from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, Study, accurate_y1, number, numbers
 from odenet_lightning.studies.training import trainer_for
 
 COLUMNS = (
@@ -164,7 +164,7 @@ class Paper(Study):
                 loss.backward()
                 backward.append(time.perf_counter() - begin)
         if self.solved is None:
-            self.solved = accurate_y1(net.block.field.double(), y0.detach().double())
+            self.solved = accurate_y1(net.block.field, y0)
         return {
             "nfe_forward": solves[-1].evaluations,
             "nfe_backward": solves[-1].backward.evaluations if solves[-1].backward else 0,
@@ -190,12 +190,6 @@ class Paper(Study):
             "one of the field f(t, y). The adjoint solves a second ODE backward for the gradient.",
         )
         return figure
-
-
-@torch.no_grad()
-def accurate_y1(field: VectorField, y0: Tensor) -> Tensor:
-    """The state at t = 1, by a tolerance that no case has."""
-    return Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE).solve(Problem(field, y0)).y
 
 
 def in_words(rows: list[Row]) -> str:

@@ -14,7 +14,7 @@ from odenet_lightning.figures import COLOURS, caption, new_figure
 from odenet_lightning.studies.columns import Column
 from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.recipes import BUILT_IN, digest, fit_arguments
-from odenet_lightning.studies.study import Row, Study, number
+from odenet_lightning.studies.study import Row, Study, grouped, number, numbers
 
 # in the order of a run; the first is before the trainer exists, the last after the fit has ended
 PHASES = ("start", "loop", "training", "validation", "pictures", "is_ode", "checkpoints", "exit")
@@ -79,8 +79,11 @@ class Phases(Study):
 
     def table(self, rows: list[Row]) -> list[Row]:
         """A line per recipe: medians over its runs, in seconds."""
-        names = dict.fromkeys(str(row["recipe"]) for row in rows)
-        return [median(name, [row for row in rows if row["recipe"] == name]) for name in names]
+        keys = (*PHASES, "total")
+        return [
+            {"recipe": name, **{key: statistics.median(numbers(group, key)) for key in keys}, "n": len(group)}
+            for name, group in grouped(rows, "recipe").items()
+        ]
 
     def answer(self, rows: list[Row]) -> str:
         """The share of the time that trains, and what takes most of the rest."""
@@ -111,9 +114,3 @@ class Phases(Study):
         )
         figure.legend(loc="outside upper center", ncols=len(PHASES), fontsize=8, handlelength=1, columnspacing=1)
         return figure
-
-
-def median(name: str, rows: list[Row]) -> Row:
-    """Of the runs of a recipe."""
-    seconds = {key: statistics.median(number(row, key) for row in rows) for key in (*PHASES, "total")}
-    return {"recipe": name, **seconds, "n": len(rows)}

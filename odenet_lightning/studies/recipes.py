@@ -18,8 +18,7 @@ from odenet_lightning.solvers import Dopri5
 from odenet_lightning.studies.columns import Column, duration
 from odenet_lightning.studies.command import run_command
 from odenet_lightning.studies.intervals import deviation, plus_minus
-from odenet_lightning.studies.networks import load_network
-from odenet_lightning.studies.study import Row, Study, number
+from odenet_lightning.studies.study import Row, Study, grouped, number, numbers
 from odenet_lightning.studies.training import trainer_for
 
 BUILT_IN = "built-in"  # the recipe of a `fit` without a config
@@ -30,9 +29,7 @@ RETEST = 1e-3  # rtol = atol of the Dopri5 that tests again
 class Recipes(Study):
     """Test accuracy of whole runs of `fit`, each in a process of its own.
 
-    The last checkpoint is tested, none is chosen; `retest` is the same weights under Dopri5 at 1e-3 (empty for
-    networks without an ODE block). `seconds` are of the whole command, from the start of its process to its end.
-    Runs are kept in the study's folder, in `runs/`.
+    The last checkpoint is tested, none is chosen. Runs are kept in the study's folder, in `runs/`.
 
     Args:
         configs: paths of YAML files for `fit`, or "built-in" for its recipe without one.
@@ -84,7 +81,7 @@ class Recipes(Study):
         args = fit_arguments(self, config, seed, self.epochs)
         seconds = run_command(args, folder)
         path = str(folder / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt")
-        net = load_network(path)
+        net = ClassifierModule.load_from_checkpoint(path).net.eval()
         accuracy = self._accuracy(net)
         for block in net.ode_blocks:
             block.solver, block.warm_step = Dopri5(RETEST, RETEST), None
@@ -110,19 +107,17 @@ class Recipes(Study):
                 "parameters": group[0]["parameters"],
                 "accuracy": mean_and_sd(group, "accuracy"),
                 "retest": mean_and_sd(group, "retest"),
-                "seconds": statistics.median(number(row, "seconds") for row in group),
+                "seconds": statistics.median(numbers(group, "seconds")),
                 "runs": len(group),
             }
-            for name, group in by_recipe(rows).items()
+            for name, group in grouped(rows, "recipe").items()
         ]
 
     def answer(self, rows: list[Row]) -> str:
         """The most accurate recipe."""
         table = self.table(rows)
-        means = {
-            name: statistics.mean(number(row, "accuracy") for row in group) for name, group in by_recipe(rows).items()
-        }
-        best = max(table, key=lambda line: means[str(line["recipe"])])
+        groups = grouped(rows, "recipe")
+        best = max(table, key=lambda line: statistics.mean(numbers(groups[line["recipe"]], "accuracy")))
         retest = f", {best['retest']} under Dopri5 at {RETEST:g}" if best["retest"] else ""
         runs = f"{best['runs']} run{'s'[: best['runs'] != 1]} of {duration(number(best, 'seconds'))}"
         best_of = f"the most accurate of {len(table)} recipes is {best['recipe']}" if len(table) > 1 else best["recipe"]
@@ -130,7 +125,7 @@ class Recipes(Study):
 
     def draw(self, rows: list[Row]) -> Figure:
         """Each run's accuracy, tested (filled) and tested again (open), a line per recipe."""
-        groups = by_recipe(rows)
+        groups = grouped(rows, "recipe")
         figure = new_figure(8.3, 1.8 + 0.5 * len(groups))
         axes = figure.subplots()
         for place, group in enumerate(groups.values()):
@@ -158,12 +153,6 @@ def fit_arguments(study: Study, config: str, seed: int, epochs: int | None) -> l
 def digest(config: str) -> str | None:
     """A hash that changes with the config; None for the built-in recipe."""
     return None if config == BUILT_IN else hashlib.sha256(Path(config).read_bytes()).hexdigest()[:12]
-
-
-def by_recipe(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows in groups, in order."""
-    names = dict.fromkeys(str(row["recipe"]) for row in rows)
-    return {name: [row for row in rows if row["recipe"] == name] for name in names}
 
 
 def mean_and_sd(rows: list[Row], key: str) -> str | None:

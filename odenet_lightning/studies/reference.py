@@ -10,7 +10,7 @@ from odenet_lightning.studies.dynamics import POSTS, Dynamics
 from odenet_lightning.studies.markdown import MISSING, markdown, reference, shown
 from odenet_lightning.studies.recipe_tables import choice, recipes, results
 from odenet_lightning.studies.solvers import TITLES
-from odenet_lightning.studies.study import number
+from odenet_lightning.studies.study import grouped, number, numbers
 
 MIB = 2**20
 
@@ -74,7 +74,7 @@ def gradients() -> str:
 def solvers() -> str:
     """Accuracy of two networks under ever more accurate solvers."""
     rows = reference("solvers")
-    networks = list(dict.fromkeys(str(row["network"]) for row in rows))
+    networks = list(grouped(rows, "network"))
     wanted = [("Euler", 1, None), ("Midpoint", 1, None), ("Midpoint", 2, None), ("RK4", 4, None)]
     wanted += [(name, None, rtol) for name in ("Dopri5", "torchdiffeq dopri5") for rtol in (1e-1, 1e-3, 1e-6)]
     lines = []
@@ -162,15 +162,15 @@ def digits() -> str:
         "classified correctly": [row for row in rows if row["correct"]],
         "misclassified": [row for row in rows if not row["correct"]],
     }
-    classes = {label: [row for row in rows if row["label"] == label] for label in range(10)}
-    work = {label: statistics.mean(number(row, "evaluations") for row in mine) for label, mine in classes.items()}
+    classes = grouped(rows, "label")
+    work = {label: statistics.mean(numbers(mine, "evaluations")) for label, mine in classes.items()}
     for most, choose in (("most", max), ("fewest", min)):
         label = choose(work, key=lambda label: work[label])
         groups[f"class {label}, which needs the {most}"] = classes[label]
     lines = [
         [
-            *(name, f"{statistics.mean(number(row, 'evaluations') for row in mine):.1f}"),
-            *(f"{statistics.mean(number(row, 'confidence') for row in mine):.1%}", str(len(mine))),
+            *(name, f"{statistics.mean(numbers(mine, 'evaluations')):.1f}"),
+            *(f"{statistics.mean(numbers(mine, 'confidence')):.1%}", str(len(mine))),
         ]
         for name, mine in groups.items()
     ]

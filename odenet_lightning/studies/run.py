@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from odenet_lightning import __version__
 from odenet_lightning.figures import release
 from odenet_lightning.studies.columns import as_text, paragraph
 from odenet_lightning.studies.ledger import Ledger
@@ -56,20 +56,12 @@ def hardware(device: str) -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
-def package_version() -> str | None:
-    """The installed version; None in a checkout that is not installed."""
-    try:
-        return version("odenet_lightning")
-    except PackageNotFoundError:
-        return None
-
-
 def provenance(study: Study) -> Row:
     """The code, hardware and settings that rows are measured with."""
     settings = study.settings()
     return {
         "seed": study.seed,
-        "version": package_version(),
+        "version": __version__,
         "commit": commit(),
         "torch": torch.__version__,
         "hardware": hardware(study.device),

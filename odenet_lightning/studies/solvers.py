@@ -20,7 +20,6 @@ from odenet_lightning.solvers import (
     Euler,
     Heun,
     Midpoint,
-    Problem,
     Solver,
     TorchDiffEq,
     Tsit5,
@@ -28,7 +27,7 @@ from odenet_lightning.solvers import (
 )
 from odenet_lightning.studies.columns import Column, duration, percent
 from odenet_lightning.studies.networks import TrainedBefore
-from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, number
+from odenet_lightning.studies.study import REFERENCE_TOLERANCE, Row, accurate_y1, grouped, number
 from odenet_lightning.studies.training import trained_odenet
 
 FIXED: dict[str, Callable[..., Solver]] = {kind.__name__: kind for kind in (Euler, Midpoint, Heun, RK4)}
@@ -59,8 +58,7 @@ COLUMNS = (
 class Solvers(TrainedBefore):
     """Cost and accuracy: trained networks tested under every solver and tolerance.
 
-    The error is the relative rms error of y(1), for 32 digits, against a solve in float64 at 1e-8; accuracy is on
-    validation digits. A network that is an ODE keeps its accuracy under every solver that is accurate enough; one that
+    A network that is an ODE keeps its accuracy under every solver that is accurate enough; one that
     has learned its solver along with its field loses it as soon as another one is more accurate.
 
     Args:
@@ -125,9 +123,7 @@ class Solvers(TrainedBefore):
             known = self.references.get((name, index))
             # the y(0) of a second block depends on how the first one was solved
             if known is None or not torch.equal(known[0], start):
-                solver = Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE)
-                known = (start, solver.solve(Problem(copy.deepcopy(block.field).double(), start.double())).y)
-                self.references[name, index] = known
+                known = self.references[name, index] = start, accurate_y1(block.field, start)
             errors.append(float(rms_norm(end.double() - known[1]) / rms_norm(known[1])))
         return max(errors)
 
@@ -157,10 +153,8 @@ class Solvers(TrainedBefore):
     def answer(self, rows: list[Row]) -> str:
         """What each network loses from the solver that it was trained with to the most accurate one."""
         told = []
-        for name in dict.fromkeys(str(row["network"]) for row in rows):
-            mine = [row for row in rows if row["network"] == name]
-            kind, steps = TRAINED_WITH.get(name, ("", 0))
-            own = [row for row in mine if (row["solver"], row["num_steps"]) == (kind, steps)]
+        for name, mine in grouped(rows, "network").items():
+            own = [row for row in mine if (row["solver"], row["num_steps"]) == TRAINED_WITH.get(name)]
             first = max(own or mine, key=lambda row: number(row, "accuracy"))  # of a checkpoint, the best of all
             last = min(mine, key=lambda row: number(row, "relative_error"))
             before, after = number(first, "accuracy"), number(last, "accuracy")
@@ -174,13 +168,12 @@ class Solvers(TrainedBefore):
 
     def draw(self, rows: list[Row]) -> Figure:
         """Error and accuracy over evaluations, one column per network."""
-        names = list(dict.fromkeys(str(row["network"]) for row in rows))
+        groups = grouped(rows, "network")
         figure = new_figure(8.3, 6.8)
-        grid = figure.subplots(2, len(names), squeeze=False, sharex=True, sharey="row")
-        for column, name in enumerate(names):
-            above, below = grid[0][column], grid[1][column]
+        grid = figure.subplots(2, len(groups), squeeze=False, sharex=True, sharey="row")
+        for (above, below), (name, of_network) in zip(grid.T, groups.items(), strict=True):
             for index, solver in enumerate([*FIXED, *ADAPTIVE]):
-                mine = [row for row in rows if row["network"] == name and row["solver"] == solver]
+                mine = [row for row in of_network if row["solver"] == solver]
                 work = [row["evaluations"] for row in mine]
                 above.plot(work, [row["relative_error"] for row in mine], label=solver, **series_style(index))
                 below.plot(work, [100 * number(row, "accuracy") for row in mine], **series_style(index))

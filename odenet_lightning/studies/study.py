@@ -1,5 +1,6 @@
 """Study: a question, as cases to measure and a figure of what was measured."""
 
+import copy
 import hashlib
 import math
 import re
@@ -7,16 +8,18 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from odenet_lightning.checkpoints.read import data_class, kept_data, load_checkpoint
 from odenet_lightning.data import FolderDataModule, MNISTDataModule, Source, normalise
 from odenet_lightning.models import CLASSES, IMAGE_SHAPE
+from odenet_lightning.solvers import Dopri5, Problem
 from odenet_lightning.studies.columns import Column, Row
 
 # of the float64 solves that others are compared with. The relu's kinks leave a solve's error at some twenty times its
@@ -37,6 +40,21 @@ def number(row: Row, key: str) -> float:
 def numbers(rows: Sequence[Row], key: str) -> list[float]:
     """A column of numbers."""
     return [number(row, key) for row in rows]
+
+
+def grouped(rows: Sequence[Row], *keys: str) -> dict[Any, list[Row]]:
+    """Rows by their value of a key, or by their tuple of the values of several, in order."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(itemgetter(*keys)(row), []).append(row)
+    return groups
+
+
+@torch.no_grad()
+def accurate_y1(field: nn.Module, y0: Tensor) -> Tensor:
+    """The state at t = 1 in float64, by a tolerance that no case has; the field is left as it is."""
+    exact = Problem(copy.deepcopy(field).double(), y0.detach().double())
+    return Dopri5(REFERENCE_TOLERANCE, REFERENCE_TOLERANCE).solve(exact).y
 
 
 @dataclass
@@ -113,11 +131,7 @@ class Study(ABC):
         """Write further files into the study's folder."""
 
     def check(self) -> None:
-        """Refuse settings that make no sense, before anything is measured.
-
-        Raises:
-            ValueError: with what to change.
-        """
+        """Refuse settings that make no sense, before anything is measured."""
         for name, value in asdict(self).items():
             values = value if isinstance(value, list) else [value]
             if not values or len(set(values)) < len(values):

@@ -27,11 +27,7 @@ def readmes() -> list[Path]:
 
 
 def with_tables(text: str) -> str:
-    """A README's text with every table made from the rows.
-
-    Raises:
-        ValueError: a block names no table.
-    """
+    """A README's text with every table made from the rows."""
 
     def table(block: re.Match[str]) -> str:
         begin, name, end = block.groups()
