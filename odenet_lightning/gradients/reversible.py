@@ -71,7 +71,7 @@ class Reversible(Gradient):
             recomputed.solved(problem)
             if not any(x.requires_grad for x in (y0, *params)):
                 refuse_unknown_inputs(field, problem.t0, y0)
-            y1 = _Undo.apply(solver, recomputed, [pair], y0, *params)
+            y1 = _Undo.apply(solver, problem.t1 - problem.t0, recomputed, [pair], y0, *params)
         return Solution(y1, replace(pair.stats, backward=recomputed.stats))
 
 
@@ -82,13 +82,15 @@ class _Undo(torch.autograd.Function):
     def forward(
         ctx: Any,
         solver: ReversibleSolver,
+        span: float,
         field: Recomputation,
         solved: list[Solution],
         y0: Tensor,
         *params: Tensor,
     ) -> Tensor:
         (pair,) = solved
-        ctx.solver, ctx.field, ctx.steps, ctx.start = solver, field, pair.steps, sample(y0)
+        ctx.method, ctx.coupling = solver.method, solver.coupling_over(span)
+        ctx.field, ctx.steps, ctx.start = field, pair.steps, sample(y0)
         ctx.save_for_backward(*params)
         if not pair.steps:
             return y0.clone()
@@ -99,10 +101,10 @@ class _Undo(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives("Reversible")
         (by_y,) = cotangents
-        field, method, c = ctx.field, ctx.solver.method, ctx.solver.coupling
+        field, method = ctx.field, ctx.method
         saved = ctx.saved_tensors
         if not ctx.steps:
-            return (*[None] * 3, by_y, *[None] * len(saved))
+            return (*[None] * 4, by_y, *[None] * len(saved))
         y, z = (kept.state for kept in ctx.pair)
         if not graph_is_kept():
             ctx.pair = None  # frees their memory for the earlier states
@@ -120,6 +122,7 @@ class _Undo(torch.autograd.Function):
             totals = [add(total, grad) for total, grad in zip(totals, grads, strict=True)]
             end = output.detach()
             if is_from_z:  # y' = c (y - z) + Phi(z)
+                c = ctx.coupling(step.h)
                 y = z + (y - end) / c
                 by_y, by_z = c * by_y, by_z + by_state - c * by_y
             else:  # z' = z + y - Phi(y)
@@ -127,7 +130,7 @@ class _Undo(torch.autograd.Function):
                 by_y = by_y + by_z + by_state
         now.set_random()
         refuse_lost_start(field, method, ctx.start, ctx.end, (y, z))
-        return (*[None] * 3, by_y + by_z if ctx.needs_input_grad[3] else None, *totals)
+        return (*[None] * 4, by_y + by_z if ctx.needs_input_grad[4] else None, *totals)
 
 
 def refuse_lost_start(
