@@ -33,7 +33,8 @@ class Reversible(Gradient):
 
     Memory: two states and one step's intermediate results, whatever the number of steps. Time: each accepted step of
     Phi once more. Random numbers (dropout, with fixed steps) and buffers are as in the forward pass; while a field
-    draws some, or has some, they are kept with each step. `SolveStats.backward.y0_error` is the relative error of the
+    draws some, or has some, they are kept with each step. Under error control, a field whose values depend on buffers
+    that evaluations change (spectral norm in training) is refused. `SolveStats.backward.y0_error` is the relative error of the
     recomputed y0; above 0.01 % the gradient is refused.
 
     Not for another solver, for fields that contract strongly, for higher derivatives or `torch.func`. Where memory
@@ -69,6 +70,8 @@ class Reversible(Gradient):
             with torch.no_grad():
                 pair = solver.solve_pair(replace(problem, record=record))
             recomputed.solved(problem)
+            if solver.controls_error:
+                recomputed.refuse_changed_values(problem)
             if not any(x.requires_grad for x in (y0, *params)):
                 refuse_unknown_inputs(field, problem.t0, y0)
             y1 = _Undo.apply(solver, problem.t1 - problem.t0, recomputed, [pair], y0, *params)
