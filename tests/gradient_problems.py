@@ -6,7 +6,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.gradients import Gradient
@@ -130,6 +130,17 @@ class Normed(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return torch.tanh(self.norm(self.conv(y)))
+
+
+class SpectrallyNormed(nn.Module):
+    """Spectral norm, whose buffers each evaluation in training improves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = spectral_norm(nn.Conv2d(6, 6, 3, padding=1))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(self.conv(y))
 
 
 # --- in place

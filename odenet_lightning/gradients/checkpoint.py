@@ -16,7 +16,7 @@ from odenet_lightning.gradients.base import (
 )
 from odenet_lightning.gradients.binomial import Kept, backwards, graph_is_kept, places
 from odenet_lightning.gradients.recompute import Recomputation, Surroundings, add, inputs_of, sample
-from odenet_lightning.solvers import FieldError, Problem, Solution, Solver, Step, VectorField
+from odenet_lightning.solvers import AdaptiveRungeKutta, FieldError, Problem, Solution, Solver, Step, VectorField
 from odenet_lightning.solvers.evaluation import name_of
 
 # how far a recomputed step may differ, relative to the state: rounding of other kernels (1e-7 was found on the CPU; a
@@ -38,7 +38,8 @@ class Checkpoint(Gradient):
     for which l <= C(s + r, s): binomial checkpointing, the fewest possible. Under error control N is known only at
     the end, so the forward pass keeps y0 alone, and N + t(s, N) steps are computed. Rejected steps cost
     nothing in the backward pass. Random numbers (dropout, with fixed steps) and buffers are kept with each step, as in
-    `torch.utils.checkpoint`; a step that differs when recomputed is refused.
+    `torch.utils.checkpoint`; a step that differs when recomputed is refused. Under error control, so is a field whose
+    values depend on buffers that evaluations change (spectral norm in training).
 
     Not when memory is no concern (`Backprop` is usually faster), nor for higher derivatives or `torch.func`. `slots`
     does not help with `TorchDiffEq` and `Reversible`, whose solves are recomputed whole.
@@ -68,6 +69,8 @@ class Checkpoint(Gradient):
                 taken = _Taken(field, y0, self.slots, solver.steps_over(problem.t1 - problem.t0))
                 solution = solver.solve(replace(problem, record=taken.record))
             recomputed.solved(problem)
+            if isinstance(solver, AdaptiveRungeKutta) and solver.controls_error:
+                recomputed.refuse_changed_values(problem)
             y1 = _Replay.apply(solver, recomputed, taken, [solution], y0, *inputs_of(field))
         return Solution(y1, replace(solution.stats, backward=recomputed.stats))
 
@@ -193,6 +196,6 @@ def refuse_other_steps(field: Recomputation, deviations: Sequence[Tensor]) -> No
         raise FieldError(
             f"{name_of(field)} gave other values when Checkpoint evaluated it again (a step's end is off by "
             f"{100 * largest:.2g}%), so it depends on something beside t, y, its parameters, buffers and torch's "
-            "random numbers that has changed (a counter, a cache, a generator of its own? under error control, a "
-            "buffer that each evaluation changes, as spectral norm does in training?): use Backprop, or remove that"
+            "random numbers that has changed (a counter, a cache, a generator of its own?): use Backprop, or remove "
+            "that"
         )

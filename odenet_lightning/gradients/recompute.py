@@ -23,6 +23,7 @@ from odenet_lightning.solvers import BackwardStats, FieldError, Problem, VectorF
 from odenet_lightning.solvers.evaluation import evaluate, name_of
 from odenet_lightning.solvers.runge_kutta import fused_step
 
+ROUNDING = 4  # units in the last place by which the same evaluation may differ
 SAMPLED = 64  # entries of a state that are kept, to detect one that differs when recomputed
 
 
@@ -97,7 +98,7 @@ class Recomputation:
         self.substitutes: dict[str, Tensor] = {}
         modules = tuple(field.modules()) if isinstance(field, nn.Module) else ()
         self.modes = [(module, module.training) for module in modules]
-        self.before = Held(field)
+        self.before, self.buffers = Held(field), buffers_of(field)
         self.keeps, self.times = False, (0.0, 0.5)
         if parametrize._cache_enabled and any(parametrize.is_parametrized(module) for module in modules):
             raise GradientError(
@@ -113,6 +114,33 @@ class Recomputation:
             with torch.enable_grad():  # no backward pass would run, so nothing else would notice
                 output = evaluate(self.field, problem.t0, problem.y0.detach())
             refuse_unknown_leaves(self.field, output, ())
+
+    @torch.no_grad()
+    def refuse_changed_values(self, problem: Problem) -> None:
+        """After a solve under error control, refuse a field whose values depend on buffers that evaluations change.
+
+        A step is known to be accepted only when its evaluations, and those of rejected ones, have changed the buffers.
+        Spectral norm makes the values agree far better than the gradients, so they must agree to rounding.
+
+        Raises:
+            FieldError: its values with the buffers before the solve differ from those with the buffers after it.
+        """
+        field, now = self.field, buffers_of(self.field)
+        if not isinstance(field, nn.Module) or all(torch.equal(self.buffers[name], now[name]) for name in now):
+            return
+
+        def value(buffers: dict[str, Tensor]) -> Tensor:
+            given = {name: buffer.clone() for name, buffer in buffers.items()}  # as the evaluation changes them
+            return evaluate(lambda t, y: functional_call(field, given, (t, y)), problem.t0, problem.y0)
+
+        first, last = value(self.buffers), value(now)
+        eps = torch.finfo(first.dtype).eps
+        if float((last - first).abs().max()) > ROUNDING * eps * float(first.abs().max()):
+            raise FieldError(
+                f"{self.__qualname__} gave other values with the buffers that the solve left than with those before "
+                "it, as under spectral norm in training, so steps under error control cannot be computed again: use "
+                "Backprop, or take fixed steps"
+            )
 
     def tensors(self, saved: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors to differentiate by, given the saved parameters; where these differ, they replace the module's.

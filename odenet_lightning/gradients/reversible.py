@@ -32,8 +32,9 @@ class Reversible(Gradient):
 
     Memory: two states and one step's intermediate results, whatever the number of steps. Time: each accepted step of
     Phi once more. Random numbers (dropout, with fixed steps) and buffers are as in the forward pass; while a field
-    draws some, or has some, they are kept with each step. `SolveStats.backward.y0_error` is the relative error of the
-    recomputed y0; above 0.01 % the gradient is refused.
+    draws some, or has some, they are kept with each step. Under error control, a field whose values depend on buffers
+    that evaluations change (spectral norm in training) is refused. `SolveStats.backward.y0_error` is the relative error
+    of the recomputed y0; above 0.01 % the gradient is refused.
 
     Not for another solver, for fields that contract strongly, for higher derivatives or `torch.func`. Where memory
     allows, `Checkpoint` with Phi as the solver is as exact, and stable, with half the evaluations.
@@ -67,7 +68,9 @@ class Reversible(Gradient):
             with torch.no_grad():
                 pair = solver.solve_pair(replace(problem, record=record))
             recomputed.solved(problem)
-            y1 = _Undo.apply(solver, recomputed, [pair], y0, *inputs_of(field))
+            if solver.controls_error:
+                recomputed.refuse_changed_values(problem)
+            y1 = _Undo.apply(solver, problem.t1 - problem.t0, recomputed, [pair], y0, *inputs_of(field))
         return Solution(y1, replace(pair.stats, backward=recomputed.stats))
 
 
@@ -78,13 +81,15 @@ class _Undo(torch.autograd.Function):
     def forward(
         ctx: Any,
         solver: ReversibleSolver,
+        span: float,
         field: Recomputation,
         solved: list[Solution],
         y0: Tensor,
         *params: Tensor,
     ) -> Tensor:
         (pair,) = solved
-        ctx.solver, ctx.field, ctx.steps, ctx.start = solver, field, pair.steps, sample(y0)
+        ctx.method, ctx.coupling = solver.method, solver.coupling_over(span)
+        ctx.field, ctx.steps, ctx.start = field, pair.steps, sample(y0)
         ctx.save_for_backward(*params)
         if not pair.steps:
             return y0.clone()
@@ -95,10 +100,10 @@ class _Undo(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives("Reversible")
         (by_y,) = cotangents
-        field, method, c = ctx.field, ctx.solver.method, ctx.solver.coupling
+        field, method = ctx.field, ctx.method
         saved = ctx.saved_tensors
         if not ctx.steps:
-            return (*[None] * 3, by_y, *[None] * len(saved))
+            return (*[None] * 4, by_y, *[None] * len(saved))
         y, z = (kept.state for kept in ctx.pair)
         if not graph_is_kept():
             ctx.pair = None  # frees their memory for the earlier states
@@ -116,6 +121,7 @@ class _Undo(torch.autograd.Function):
             totals = [add(total, grad) for total, grad in zip(totals, grads, strict=True)]
             end = output.detach()
             if is_from_z:  # y' = c (y - z) + Phi(z)
+                c = ctx.coupling(step.h)
                 y = z + (y - end) / c
                 by_y, by_z = c * by_y, by_z + by_state - c * by_y
             else:  # z' = z + y - Phi(y)
@@ -123,7 +129,7 @@ class _Undo(torch.autograd.Function):
                 by_y = by_y + by_z + by_state
         now.set_random()
         refuse_lost_start(field, method, ctx.start, ctx.end, (y, z))
-        return (*[None] * 3, by_y + by_z if ctx.needs_input_grad[3] else None, *totals)
+        return (*[None] * 4, by_y + by_z if ctx.needs_input_grad[4] else None, *totals)
 
 
 def refuse_lost_start(
