@@ -23,11 +23,8 @@ COMMANDS = {
     "study": "answer a question about Neural ODEs in rows and a figure",
 }
 OF_LIGHTNING = ("fit", "validate", "test", "predict")
-IMPORTED_LATE = (
-    "export",
-    "demo",
-    "study",
-)  # each a function in a file of its name: they bring scipy, animations, Gradio
+# each a function in a file of its name; they bring scipy, animations, Gradio
+IMPORTED_LATE = ("export", "demo", "study")
 
 HELP = f"""usage: {PROGRAM} COMMAND [OPTIONS]
 
