@@ -11,7 +11,7 @@ import torch
 
 from odenet_lightning import graphs
 from odenet_lightning.cli import main
-from odenet_lightning.data import datasets, download, load_sample
+from odenet_lightning.data import checksums, datasets, download, load_sample
 from tests.called_again import CalledAgain
 from tests.digits import write_idx
 from tests.helpers import FEW
@@ -74,7 +74,7 @@ def tiny_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             path = datasets.raw_folder(root) / f"{part}-{kind}-ubyte"
             write_idx(path, values.to(torch.uint8))
             sums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(datasets, "MNIST_FILES", sums)
+    monkeypatch.setattr(checksums, "MNIST_SHA256", sums)
     return root
 
 

@@ -14,13 +14,13 @@ import torch
 
 from odenet_lightning import MNISTDataModule
 from odenet_lightning.cli import main
-from odenet_lightning.data import DataError, datasets, download
+from odenet_lightning.data import DataError, checksums, datasets, download
 from odenet_lightning.data.datasets import RELATIVES, raw_folder
 from tests.digits import write_idx
 
 FILES = {
-    "fashionmnist": tuple(datasets.MNIST_FILES),
-    "kmnist": tuple(datasets.MNIST_FILES),
+    "fashionmnist": tuple(checksums.MNIST_SHA256),
+    "kmnist": tuple(checksums.MNIST_SHA256),
     "qmnist": (
         "qmnist-train-images-idx3-ubyte",
         "qmnist-train-labels-idx2-int",

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odenet_lightning import MNISTDataModule
-from odenet_lightning.data import Digits, datasets, download, load_sample, sample
+from odenet_lightning.data import Digits, download, load_sample, sample
+from odenet_lightning.data.digits import split_stratified
 
 
 def test_parts_are_disjoint_and_complete(sample_root: Path) -> None:
@@ -85,7 +86,7 @@ def test_digits_of_8_by_8_pixels(workdir: Path) -> None:
 )
 def test_every_class_is_cut_in_the_same_shares(counts: list[int], shares: tuple[float, float], seed: int) -> None:
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
-    parts = datasets.split_stratified(Digits(torch.arange(len(labels)), labels), *shares, seed)
+    parts = split_stratified(Digits(torch.arange(len(labels)), labels), *shares, seed)
     assert sorted(torch.cat([part.images for part in parts.values()]).tolist()) == list(range(len(labels)))
     for part, share in zip(("val", "test"), shares, strict=True):
         expected = [max(1, round(share * count)) for count in counts]

@@ -15,8 +15,8 @@ from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.studies import STUDIES
 from odenet_lightning.studies.command import run_command
-from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.recipes import Recipes
+from odenet_lightning.studies.rows import Ledger
 from tests.squares import Squares
 
 

@@ -17,9 +17,9 @@ from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Midpoint
 from odenet_lightning.studies import run, training
 from odenet_lightning.studies.digits import Digits
-from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.paper import Paper
 from odenet_lightning.studies.recipes import Recipes, digest
+from odenet_lightning.studies.rows import Ledger
 from tests.processes import run as run_in_process
 from tests.squares import Squares
 from tests.tiny_studies import PROVENANCE

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from odenet_lightning.studies import markdown
-from odenet_lightning.studies.ledger import Ledger
 from odenet_lightning.studies.recipe_tables import duration, recipe_lines
 from odenet_lightning.studies.reference import TABLES
+from odenet_lightning.studies.rows import Ledger
 from odenet_lightning.studies.tables import BLOCK, DRAWN, ROOT, drawn, readmes, with_tables
 from tests.helpers import outside
 

@@ -2,7 +2,8 @@
 
 from odenet_lightning.data.base import ImageDataModule, normalise
 from odenet_lightning.data.batches import EpochOrder, EvaluationBatches, TrainingBatches
-from odenet_lightning.data.datasets import DataError, Digits, Source
+from odenet_lightning.data.datasets import Source
+from odenet_lightning.data.digits import DataError, Digits
 from odenet_lightning.data.folders import FolderDataModule
 from odenet_lightning.data.module import MNISTDataModule
 from odenet_lightning.data.picture_files import FolderError, load_pictures

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from odenet_lightning.augment import Augmentation, Shift
 from odenet_lightning.data.batches import EpochOrder, EvaluationBatches, TrainingBatches
-from odenet_lightning.data.datasets import DataError, Digits, ImageShape
+from odenet_lightning.data.digits import DataError, Digits, ImageShape
 from odenet_lightning.data.picture_files import load_pictures
 
 

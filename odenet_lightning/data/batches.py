@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from odenet_lightning.data.datasets import DataError, Digits
+from odenet_lightning.data.digits import DataError, Digits
 
 
 class EpochOrder(Sampler[int]):

@@ -1,16 +1,16 @@
-"""MNIST, its relatives and other known sets: their files, read, checked and split."""
+"""MNIST, its relatives and other known sets: their files, and how they are read."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torchvision.datasets import CIFAR10, EMNIST, KMNIST, MNIST, QMNIST, SVHN, FashionMNIST
 
-ImageShape = tuple[int, int, int]  # channels, height, width
+from odenet_lightning.data.checksums import check_mnist, has_mnist
+from odenet_lightning.data.digits import DataError, Digits, ImageShape
+
 Source = Literal[
     "auto",
     "mnist",
@@ -28,40 +28,6 @@ Source = Literal[
     "cifar10",
     "svhn",
 ]
-
-# SHA-256 of the four unpacked files
-MNIST_FILES = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
-
-
-class DataError(RuntimeError):
-    """The digits asked for are not there, or are not what they should be."""
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Images, uint8, grey `[N, H, W]` or in colour `[N, 3, H, W]`, and their labels, int64 `[N]`."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Tensor) -> "Digits":
-        return Digits(self.images[index], self.labels[index])
-
-    def to(self, device: torch.device) -> "Digits":
-        """On another device."""
-        return Digits(self.images.to(device), self.labels.to(device))
-
-    def shuffled(self, seed: int) -> "Digits":
-        """In an order by a seed, so that the first of them are a fair draw (files may be sorted)."""
-        return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))]
 
 
 @dataclass(frozen=True)
@@ -145,25 +111,13 @@ def raw_folder(root: Path, name: str = "mnist") -> Path:
 
 def is_mnist_there(root: Path) -> bool:
     """Whether all four files are under root; their content is checked on loading."""
-    return all((raw_folder(root) / name).is_file() for name in MNIST_FILES)
-
-
-def check_files(root: Path) -> None:
-    """Refuse MNIST files that are not the originals."""
-    for name, expected in MNIST_FILES.items():
-        path = raw_folder(root) / name
-        if not path.is_file():
-            raise DataError(f"{path} is missing; MNIST needs {', '.join(MNIST_FILES)} in {path.parent}")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise DataError(
-                f"{path} is not MNIST's file (truncated or altered, checksum differs): delete it and get it again"
-            )
+    return has_mnist(raw_folder(root))
 
 
 def load(name: str, root: Path) -> tuple[Digits, Digits]:
     """A set's training and test part."""
     if name == "mnist":
-        check_files(root)
+        check_mnist(raw_folder(root))
     known = RELATIVES[name]
     try:
         train, test = (known.open(str(root), train=train, download=False) for train in (True, False))
@@ -190,34 +144,3 @@ def load_digits8x8() -> Digits:
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).mul(255 / 16).round().to(torch.uint8).view(-1, 8, 8)
     return Digits(images, torch.from_numpy(labels).long())
-
-
-def split_stratified(digits: Digits, val_share: float, test_share: float, seed: int) -> dict[str, Digits]:
-    """Cut validation and test from each class at random, the same shares of every class, and at least an image each.
-
-    Args:
-        digits: all images; of a class with n of them, n * share go, rounded.
-        val_share: of validation; 0 for none.
-        test_share: of test; 0 for none.
-        seed: what the cut is drawn by.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}
-    for label in digits.labels.unique():
-        index = (digits.labels == label).nonzero().flatten()
-        index = index[torch.randperm(len(index), generator=generator)]
-        test, val = (max(1, round(share * len(index))) if share else 0 for share in (test_share, val_share))
-        for part, piece in zip(("test", "val", "train"), index.tensor_split((test, test + val)), strict=True):
-            parts[part].append(piece)
-    return {part: digits[torch.cat(index).sort().values] for part, index in parts.items()}
-
-
-def split_off(train: Digits, val_size: int, seed: int) -> dict[str, Digits]:
-    """Cut validation from the training part at random."""
-    if val_size >= len(train):
-        raise DataError(f"val_size must leave some of the {len(train):,} training images, not take {val_size:,}")
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    return {
-        "train": train[order[val_size:].sort().values],
-        "val": train[order[:val_size].sort().values],
-    }

@@ -13,7 +13,7 @@ from typing_extensions import override
 from odenet_lightning.augment import Augmentation
 from odenet_lightning.data.base import ImageDataModule
 from odenet_lightning.data.class_folders import PARTS, Listing, class_folders, listing, part_folders
-from odenet_lightning.data.datasets import Digits, ImageShape, split_stratified
+from odenet_lightning.data.digits import Digits, ImageShape, split_stratified
 from odenet_lightning.data.picture_files import FolderError, printable, read_all, read_picture
 
 LARGEST_MEMORY = 4 * 2**30  # bytes that all images may take

@@ -12,17 +12,13 @@ from odenet_lightning.data.base import ImageDataModule
 from odenet_lightning.data.datasets import (
     DIGITS,
     RELATIVES,
-    DataError,
-    Digits,
-    ImageShape,
     Source,
     is_mnist_there,
     load,
     load_digits8x8,
     raw_folder,
-    split_off,
-    split_stratified,
 )
+from odenet_lightning.data.digits import DataError, Digits, ImageShape, split_off, split_stratified
 from odenet_lightning.data.download import download
 from odenet_lightning.data.image_folder import read_digit
 from odenet_lightning.data.picture_files import read_picture

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from odenet_lightning.data.datasets import ImageShape
+from odenet_lightning.data.digits import ImageShape
 
 # the formats that Pillow decodes by itself: no PostScript, no plug-ins
 FORMATS = {

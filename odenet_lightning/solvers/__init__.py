@@ -20,8 +20,7 @@ from odenet_lightning.solvers.problem import (
     rms_norm,
 )
 from odenet_lightning.solvers.reversible import Reversible
-from odenet_lightning.solvers.runge_kutta import FixedStep, RungeKutta
-from odenet_lightning.solvers.tableau import Tableau
+from odenet_lightning.solvers.runge_kutta import FixedStep, RungeKutta, Tableau
 from odenet_lightning.solvers.torchdiffeq import TorchDiffEq
 
 __all__ = [

@@ -5,8 +5,7 @@ Sources: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", 2
 """
 
 from odenet_lightning.solvers.adaptive import AdaptiveRungeKutta
-from odenet_lightning.solvers.runge_kutta import FixedStep
-from odenet_lightning.solvers.tableau import Tableau
+from odenet_lightning.solvers.runge_kutta import FixedStep, Tableau
 
 
 class Euler(FixedStep):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from odenet_lightning.data import normalise
-from odenet_lightning.data.datasets import Digits
+from odenet_lightning.data.digits import Digits
 from odenet_lightning.models import ODENet
 from odenet_lightning.module import ClassifierModule
 from odenet_lightning.solvers import Dopri5

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odenet_lightning.studies.columns import MISSING, Row, Value
-from odenet_lightning.studies.ledger import Ledger
+from odenet_lightning.studies.rows import Ledger
 
 LOGS = Path(__file__).parents[2] / "lightning_logs"
 

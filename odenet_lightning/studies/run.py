@@ -20,7 +20,7 @@ from tqdm import tqdm
 from odenet_lightning import __version__
 from odenet_lightning.figures import release
 from odenet_lightning.studies.columns import as_text, paragraph
-from odenet_lightning.studies.ledger import Ledger
+from odenet_lightning.studies.rows import Ledger
 from odenet_lightning.studies.study import Row, Study
 
 SAID = 30  # characters of a case beside a bar

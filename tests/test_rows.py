@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odenet_lightning.studies.columns import Row
-from odenet_lightning.studies.ledger import Ledger, from_cell, to_cell
+from odenet_lightning.studies.rows import Ledger, from_cell, to_cell
 
 ROW: Row = {"case": "a", "rtol": 1e-5, "value": 3, "config": "{}"}
 
