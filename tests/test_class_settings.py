@@ -55,9 +55,9 @@ def test_flags_after_a_class_are_its_settings() -> None:
 
 
 def test_without_a_class_the_default_class_stays() -> None:
-    config = printed("fit", "--model.net.solver.num_steps", "5", "--model.optimizer.lr", "0.02")
+    config = printed("fit", "--model.net.solver.num_steps", "7", "--model.optimizer.lr", "0.02")
     assert solver(config)["class_path"].endswith("Midpoint")
-    assert solver(config)["init_args"]["num_steps"] == 5
+    assert solver(config)["init_args"]["num_steps"] == 7
     assert config["model"]["optimizer"]["init_args"]["adamw_lr"] == 0.02
     assert config["model"]["optimizer"]["init_args"]["weight_decay"] == 1e-4
 
@@ -66,7 +66,7 @@ def test_without_a_class_the_default_class_stays() -> None:
     ("args", "is_coarse"),
     [
         ([], True),
-        (["--model.net.solver.num_steps", "5"], True),
+        (["--model.net.solver.num_steps", "7"], True),
         (["--model.optimizer", "SGD"], True),
         (["--model.net.solver", "Midpoint", "--model.net.solver.num_steps", "3"], False),
         (["--model.net", "ResNet"], False),

@@ -40,7 +40,7 @@ def test_checkpoint_path(args: list[str], path: str | None) -> None:
 
 
 def test_default_net_is_the_posts_but_for_its_solver() -> None:
-    assert defaults()["model"]["net"]["init_args"]["solver"]["init_args"] == {"num_steps": 3}
+    assert defaults()["model"]["net"]["init_args"]["solver"]["init_args"] == {"num_steps": 5}
 
 
 def test_another_class_of_network_keeps_its_own_width(
