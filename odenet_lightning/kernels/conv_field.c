@@ -49,9 +49,9 @@ typedef int mask __attribute__((vector_size(4 * LANES))); /* what comparing vect
 /* The field, and a step: the points p_i = y + h sum_j a_ij k_j with k_j = f(p_j), the last of which is the new state.
 
    a is [points, points], lower triangular, its first row empty; [f] marks what a forward pass fills in, [b] what a
-   backward pass does. A pointer may be NULL: k_first, where k_0 is to be computed; k_last, where k of the new state is not
-   wanted; error, where no error ratio is; h, where there is one point; inner and kept, where no backward pass follows; the
-   gradients of what is not used or not wanted. */
+   backward pass does. A pointer may be NULL: k_first, where k_0 is to be computed; k_last, where k of the new state is
+   not wanted; error, where no error ratio is; h, where there is one point; inner and kept, where no backward pass
+   follows; the gradients of what is not used or not wanted. */
 typedef struct {
   const float *y, *k_first, *gamma, *beta, *weight, *bias;
   const double *a, *error, *h; /* error: [points]; h: of each image, [B] */
@@ -74,17 +74,21 @@ typedef struct {
 } Job;
 
 typedef struct {
-  long height, width, pixels, stride, flat; /* the last three of a channel; of a row and the zero after it; of rows, in whole blocks of vectors */
-  long border, plane, planes; /* of zeros between channels; of a channel and the border after it; of all planes */
-  long size; /* of an image */
+  long height, width, pixels, size; /* pixels of a channel; values of an image */
+  long stride, flat; /* of a row and the zero after it; of a channel's rows, in whole blocks of vectors */
+  long border, plane, all_planes; /* of zeros around a channel; of a channel and the border after it; of an image's */
 } Layout;
 
 static long up_to(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 static Layout layout_of(const Step *s) {
-  const long pixels = s->height * s->width, stride = s->width + 1, flat = up_to(s->height * stride, WIDE * LANES);
-  const long border = up_to(stride + 1, LANES), plane = flat + border;
-  return (Layout){s->height, s->width, pixels, stride, flat, border, plane, border + s->channels * plane, s->channels * pixels};
+  Layout l = {.height = s->height, .width = s->width, .pixels = s->height * s->width, .stride = s->width + 1};
+  l.size = s->channels * l.pixels;
+  l.flat = up_to(l.height * l.stride, WIDE * LANES);
+  l.border = up_to(l.stride + 1, LANES);
+  l.plane = l.flat + l.border;
+  l.all_planes = l.border + s->channels * l.plane;
+  return l;
 }
 
 INLINE vec load(const float *p) { return *(const loose *)p; }
@@ -92,21 +96,21 @@ INLINE void store(float *p, vec x) { *(loose *)p = x; }
 
 /* The same of n values: LANES, 4 or 1. */
 INLINE vec load_some(const float *p, long n) {
-  vec x = {0};
   if (n == LANES) return load(p);
-  memcpy(&x, p, n == 4 ? 4 * sizeof *p : sizeof *p);
-  return x;
+  return n == 4 ? (vec){p[0], p[1], p[2], p[3]} : (vec){p[0]};
 }
 INLINE void store_some(float *p, vec x, long n) {
   if (n == LANES)
     store(p, x);
+  else if (n == 4)
+    memcpy(p, &x, 4 * sizeof *p);
   else
-    memcpy(p, &x, n == 4 ? 4 * sizeof *p : sizeof *p);
+    *p = x[0];
 }
 
-/* Go through a row by n values from i on, as many as `load_some` takes; the last of them end with the row, and some of
-   them may have been there before. */
-#define ALONG_ROW(i, n, width)                                                  \
+/* Go through a row by n values from i on, as many as `load_some` takes. The last n end with the row: where n does not
+   divide its width, they overlap those before. */
+#define ALONG_ROW(i, n, width)                                                    \
   for (long i = 0, n = (width) >= LANES ? LANES : (width) >= 4 ? 4 : 1, end_ = n; \
        end_ < (width) + n; end_ += n, i = end_ < (width) ? end_ - n : (width) - n)
 
@@ -243,7 +247,7 @@ static void activate(const float *y, const float *stats, float gamma, float beta
 
 /* f(y) of an image, and what its derivative needs: the convolution's result and, after it, the norms' moments. */
 static void field(const Step *s, const Layout l, const float *y, float *f, float *conv, float *scratch) {
-  float *stats = conv + l.size, *planes = scratch + l.border, *flat = scratch + l.planes;
+  float *stats = conv + l.size, *planes = scratch + l.border, *flat = scratch + l.all_planes;
   for (long c = 0; c < s->channels; c++, y += l.pixels, stats += 2) {
     moments(y, l.pixels, s->eps, stats, stats + 1);
     activate(y, stats, s->gamma[c], s->beta[c], l, planes + c * l.plane);
@@ -279,7 +283,7 @@ static void field_derivative(const Step *s, const float *turned, const Layout l,
   const long channels = s->channels;
   const float *stats = conv + l.size;
   float *by_gamma = by_norm, *by_beta = by_norm + channels;
-  float *planes = scratch + l.border, *by_conv = planes + l.planes, *flat = scratch + 2 * l.planes;
+  float *planes = scratch + l.border, *by_conv = planes + l.all_planes, *flat = scratch + 2 * l.all_planes;
   float *masked = flat + channels * l.flat;
   for (long c = 0; c < channels; c++) {
     norm_derivative(grad + c * l.pixels, conv + c * l.pixels, stats + 2 * (channels + c), s->gamma[c], l.height,
@@ -350,7 +354,7 @@ static double squared_ratio(const Step *s, long n, const float *y, const float *
 /* A step of one image. The scratch ends with the slopes, and with what is computed and not kept. */
 static void forward_image(const Step *s, const Layout l, long image, float *scratch) {
   const long n = s->points, all = s->images * l.size, here = image * l.size;
-  float *slopes = scratch + l.planes + s->channels * l.flat, *spare_point = slopes + n * l.size;
+  float *slopes = scratch + l.all_planes + s->channels * l.flat, *spare_point = slopes + n * l.size;
   float *spare = spare_point + l.size, weights[MOST_POINTS];
   const float *y = s->y + here, *point = y, *ks[MOST_POINTS];
   for (long i = 0; i < n; i++) {
@@ -376,8 +380,8 @@ static void forward_image(const Step *s, const Layout l, long image, float *scra
 static void backward_image(const Job *job, const Layout l, long image, float *scratch, vec *by_weight, float *by_norm) {
   const Step *s = job->step;
   const long n = s->points, all = s->images * l.size, here = image * l.size;
-  float *by_points = scratch + 2 * l.planes + s->channels * l.flat + up_to(l.pixels, LANES), *by_slope = by_points + n * l.size;
-  float weights[MOST_POINTS];
+  float *by_points = scratch + 2 * l.all_planes + s->channels * l.flat + up_to(l.pixels, LANES);
+  float *by_slope = by_points + n * l.size, weights[MOST_POINTS];
   const float *gs[MOST_POINTS];
   for (long i = n - 1; i >= 0; i--) {
     float *by_point = i == 0 ? s->by_y + here : by_points + i * l.size;
@@ -412,14 +416,14 @@ static void work(void *of) {
   const long kernel = s->channels * s->channels * 9, params = kernel + 2 * s->channels;
   const size_t lanes = job->backward ? kernel * LANES : 0;
   const size_t kept = (s->points + 2) * l.size + 4 * s->channels + up_to(l.pixels, LANES);
-  const size_t size = 2 * l.planes + s->channels * l.flat + kept;
+  const size_t size = 2 * l.all_planes + s->channels * l.flat + kept;
   vec *by_weight = aligned_alloc(64, ((lanes + size) * sizeof(float) + 63) / 64 * 64);
   if (!by_weight) {
     job->failed = 1;
     return;
   }
   float *scratch = (float *)by_weight + lanes;
-  memset(scratch, 0, 2 * l.planes * sizeof(float)); /* the zeros in and around planes */
+  memset(scratch, 0, 2 * l.all_planes * sizeof(float)); /* the zeros in and around planes */
   for (long task; (task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->tasks;) {
     const long first = task * job->per_task, end = first + job->per_task;
     const long last = end < s->images ? end : s->images;
