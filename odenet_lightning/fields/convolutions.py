@@ -23,12 +23,8 @@ def group_count(channels: int) -> int:
 
 def is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a module is of exactly this kind, not compiled and without hooks, so that a kernel may replace it."""
-    forward, backward = (
-        (module._forward_hooks, module._forward_pre_hooks),
-        (module._backward_hooks, module._backward_pre_hooks),
-    )
-    hooked = any(forward) or any(backward) or _has_any_global_hook()
-    return type(module) is kind and not hooked and module._compiled_call_impl is None
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) is kind and not hooked and not _has_any_global_hook() and module._compiled_call_impl is None
 
 
 class SameConv(torch.autograd.Function):

@@ -20,11 +20,11 @@ class Step(ctypes.Structure):
     """`Step` of conv_field.c, which says what each part is."""
 
     _fields_ = (
-        *[(name, ADDRESS) for name in ("y", "gamma", "beta", "weight", "bias", "k_first")],
-        *[(name, ADDRESS) for name in ("inner", "y1", "k_last", "conv", "stats", "ratio")],
-        *[(name, ADDRESS) for name in ("by_y1", "by_k_last", "by_y", "by_k_first", "by_params", "a", "error", "h")],
+        *[(name, ADDRESS) for name in ("y", "k_first", "gamma", "beta", "weight", "bias", "a", "error", "h")],
         *[(name, DOUBLE) for name in ("rtol", "atol", "eps")],
         *[(name, LONG) for name in ("images", "channels", "height", "width", "points", "threads")],
+        *[(name, ADDRESS) for name in ("inner", "y1", "k_last", "kept", "ratio", "by_y1", "by_k_last")],
+        *[(f"by_{name}", ADDRESS) for name in ("y", "k_first", "gamma", "beta", "weight", "bias")],
     )
 
 

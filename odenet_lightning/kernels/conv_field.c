@@ -5,9 +5,9 @@
    The caller sees to shapes, dtypes and memory. Sums are taken in an order that depends on neither the number of
    threads nor their timing.
 
-   An image's planes are kept with a border of zeros, rows W + 2 apart, so that a convolution is a sum of shifted
-   copies of a plane: nine taps, each a multiply-add of whole vectors across row ends. The two values between rows
-   are computed and never used. */
+   An image's planes are kept with zeros around them, rows W + 1 apart with one zero in between, so that a convolution
+   is a sum of shifted copies of a plane: nine taps, each a multiply-add of whole vectors across row ends. The value
+   between rows is computed and never used. */
 
 #include <math.h>
 #include <stddef.h>
@@ -34,6 +34,7 @@
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* anywhere in memory */
 typedef float quad __attribute__((vector_size(16)));
+typedef int mask __attribute__((vector_size(4 * LANES))); /* what comparing vectors gives: all bits, or none */
 #define INLINE static inline __attribute__((always_inline))
 
 /* Have a vector stay in a register: gcc would load it again for each product. */
@@ -48,20 +49,20 @@ typedef float quad __attribute__((vector_size(16)));
 /* The field, and a step: the points p_i = y + h sum_j a_ij k_j with k_j = f(p_j), the last of which is the new state.
 
    a is [points, points], lower triangular, its first row empty; [f] marks what a forward pass fills in, [b] what a
-   backward pass does. A pointer may be NULL: k_first, where k_0 is to be computed; k_last, where k of the new state is not
-   wanted; error, where no error ratio is; inner and conv, where no backward pass follows; the gradients of what is not
-   used or not wanted. */
+   backward pass does. A pointer may be NULL: k_first, where k_0 is to be computed; k_last, where k of the new state is
+   not wanted; error, where no error ratio is; h, where there is one point; inner and kept, where no backward pass
+   follows; the gradients of what is not used or not wanted. */
 typedef struct {
-  const float *y, *gamma, *beta, *weight, *bias, *k_first;
-  float *inner, *y1, *k_last;  /* [f] points between the first and the last, [points - 2, B, C, H, W] */
-  float *conv, *stats;         /* [f] of each point's field: [points, B, C, H, W] and [points, B, 2, C, 2] */
-  double *ratio;               /* [f] of each image: sum of (error / (atol + rtol max(|y|, |y1|)))^2, [B] */
-  const float *by_y1, *by_k_last;
-  float *by_y, *by_k_first, *by_params; /* [b] the last of weight, gamma and beta, one after another */
-  const double *a, *error;     /* error: [points] */
-  const double *h;             /* of each image: [B] */
+  const float *y, *k_first, *gamma, *beta, *weight, *bias;
+  const double *a, *error, *h; /* error: [points]; h: of each image, [B] */
   double rtol, atol, eps;
   long images, channels, height, width, points, threads;
+  float *inner, *y1, *k_last; /* [f] points between the first and the last, [points - 2, B, C, H, W] */
+  float *kept; /* [f] of each evaluation: a row for each image, the convolution's result [C, H, W] and the norms' mean
+                  and 1 / deviation [2, C, 2] */
+  double *ratio; /* [f] of each image: sum of (error / (atol + rtol max(|y|, |y1|)))^2, [B] */
+  const float *by_y1, *by_k_last;
+  float *by_y, *by_k_first, *by_gamma, *by_beta, *by_weight, *by_bias; /* [b] */
 } Step;
 
 typedef struct {
@@ -73,18 +74,45 @@ typedef struct {
 } Job;
 
 typedef struct {
-  long pixels, stride, flat, plane, size; /* of a channel; of a row and its border; of rows, in whole blocks; of a plane;
-                                             of an image */
+  long height, width, pixels, size; /* pixels of a channel; values of an image */
+  long stride, flat; /* of a row and the zero after it; of a channel's rows, in whole blocks of vectors */
+  long border, plane, all_planes; /* of zeros around a channel; of a channel and the border after it; of an image's */
 } Layout;
 
+static long up_to(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
+
 static Layout layout_of(const Step *s) {
-  const long stride = s->width + 2, block = WIDE * LANES, flat = (s->height * stride + block - 1) / block * block;
-  const long pixels = s->height * s->width, plane = (flat + 2 * stride + 2 + 2 * LANES + 15) / 16 * 16;
-  return (Layout){pixels, stride, flat, plane, s->channels * pixels};
+  Layout l = {.height = s->height, .width = s->width, .pixels = s->height * s->width, .stride = s->width + 1};
+  l.size = s->channels * l.pixels;
+  l.flat = up_to(l.height * l.stride, WIDE * LANES);
+  l.border = up_to(l.stride + 1, LANES);
+  l.plane = l.flat + l.border;
+  l.all_planes = l.border + s->channels * l.plane;
+  return l;
 }
 
 INLINE vec load(const float *p) { return *(const loose *)p; }
 INLINE void store(float *p, vec x) { *(loose *)p = x; }
+
+/* The same of n values: LANES, 4 or 1. */
+INLINE vec load_some(const float *p, long n) {
+  if (n == LANES) return load(p);
+  return n == 4 ? (vec){p[0], p[1], p[2], p[3]} : (vec){p[0]};
+}
+INLINE void store_some(float *p, vec x, long n) {
+  if (n == LANES)
+    store(p, x);
+  else if (n == 4)
+    memcpy(p, &x, 4 * sizeof *p);
+  else
+    *p = x[0];
+}
+
+/* Go through a row by n values from i on, as many as `load_some` takes. The last n end with the row: where n does not
+   divide its width, they overlap those before. */
+#define ALONG_ROW(i, n, width)                                                    \
+  for (long i = 0, n = (width) >= LANES ? LANES : (width) >= 4 ? 4 : 1, end_ = n; \
+       end_ < (width) + n; end_ += n, i = end_ < (width) ? end_ - n : (width) - n)
 
 INLINE float total(vec x) {
   quad part[LANES / 4], sum = {0};
@@ -125,8 +153,8 @@ static void moments_of_gradient(const float *g, const float *x, long n, float me
   vec plain[4] = {0}, along[4] = {0};
   float rest[2] = {0};
 #define GRADIENT(i) load(g + (i))
-  ADD_UP(plain, n, GRADIENT);
 #define ALONG(i) load(g + (i)) * (load(x + (i)) - mean)
+  ADD_UP(plain, n, GRADIENT);
   ADD_UP(along, n, ALONG);
   for (long i = n / LANES * LANES; i < n; i++) rest[0] += g[i], rest[1] += g[i] * (x[i] - mean);
   sums[0] = total4(plain) + rest[0];
@@ -142,7 +170,7 @@ INLINE void convolve_rows(int rows, const Layout l, long channels, const float *
       for (int j = 0; j < WIDE; j++) sums[o][j] = (vec){0} + (first ? first[o] : 0.0f);
     for (long i = 0; i < channels; i++)
       for (int row = 0; row < 3; row++) {
-        const float *source = in + i * l.plane + p + row * l.stride, *w = weight + i * 9 + row * 3;
+        const float *source = in + i * l.plane + p + (row - 1) * l.stride - 1, *w = weight + i * 9 + row * 3;
         for (int column = 0; column < 3; column++) {
           vec x[WIDE];
           for (int j = 0; j < WIDE; j++) x[j] = load(source + column + j * LANES);
@@ -192,7 +220,7 @@ static void correlate(const Layout l, long channels, const float *grad, const fl
   for (long o = 0; o < channels; o += MOST_WEIGHTS)
     for (long i = 0; i < channels; i++)
       for (int row = 0; row < 3; row++) {
-        const float *g = grad + o * l.plane + l.stride, *x = in + i * l.plane + row * l.stride;
+        const float *g = grad + o * l.plane, *x = in + i * l.plane + (row - 1) * l.stride;
         vec *to = sums + (o * channels + i) * 9 + row * 3;
         switch (channels - o < MOST_WEIGHTS ? channels - o : MOST_WEIGHTS) {
           case 1: correlate_rows(1, l, channels, g, x, to); break;
@@ -207,77 +235,70 @@ static void correlate(const Layout l, long channels, const float *grad, const fl
       }
 }
 
-/* relu(gamma (y - mean) scale + beta) of an image into planes with a border; NaN stays NaN. */
-static void activate(const Step *s, const Layout l, const float *y, const float *stats, float *padded) {
-  for (long c = 0; c < s->channels; c++) {
-    const float mean = stats[2 * c], slope = s->gamma[c] * stats[2 * c + 1], shift = s->beta[c];
-    for (long h = 0; h < s->height; h++) {
-      const float *restrict from = y + c * l.pixels + h * s->width;
-      float *restrict to = padded + c * l.plane + (h + 1) * l.stride + 1;
-      for (long w = 0; w < s->width; w++) {
-        const float z = slope * (from[w] - mean) + shift;
-        to[w] = z < 0 ? 0 : z;
-      }
+/* relu(gamma (y - mean) scale + beta) of a channel, its rows a stride apart; NaN stays NaN. */
+static void activate(const float *y, const float *stats, float gamma, float beta, const Layout l, float *to) {
+  const float mean = stats[0], slope = gamma * stats[1];
+  for (long h = 0; h < l.height; h++, y += l.width, to += l.stride)
+    ALONG_ROW(i, n, l.width) {
+      const vec z = slope * (load_some(y + i, n) - mean) + beta;
+      store_some(to + i, (vec)((mask)z & ~(z < 0)), n);
     }
-  }
 }
 
-/* f(y) of an image, and what its derivative needs: the convolution's result and the norms' moments. */
-static void field(const Step *s, const Layout l, const float *y, float *f, float *conv, float *stats, float *scratch) {
-  float *padded = scratch, *flat = padded + s->channels * l.plane;
-  for (long c = 0; c < s->channels; c++) moments(y + c * l.pixels, l.pixels, s->eps, stats + 2 * c, stats + 2 * c + 1);
-  activate(s, l, y, stats, padded);
-  convolve(l, s->channels, padded, s->weight, s->bias, flat);
-  stats += 2 * s->channels;
-  for (long c = 0; c < s->channels; c++) {
-    for (long h = 0; h < s->height; h++)
-      memcpy(conv + c * l.pixels + h * s->width, flat + c * l.flat + h * l.stride, s->width * sizeof(float));
-    moments(conv + c * l.pixels, l.pixels, s->eps, stats + 2 * c, stats + 2 * c + 1);
-    const float mean = stats[2 * c], slope = s->gamma[c] * stats[2 * c + 1], shift = s->beta[c];
-    const float *restrict from = conv + c * l.pixels;
-    float *restrict to = f + c * l.pixels;
-    for (long i = 0; i < l.pixels; i++) to[i] = slope * (from[i] - mean) + shift;
+/* f(y) of an image, and what its derivative needs: the convolution's result and, after it, the norms' moments. */
+static void field(const Step *s, const Layout l, const float *y, float *f, float *conv, float *scratch) {
+  float *stats = conv + l.size, *planes = scratch + l.border, *flat = scratch + l.all_planes;
+  for (long c = 0; c < s->channels; c++, y += l.pixels, stats += 2) {
+    moments(y, l.pixels, s->eps, stats, stats + 1);
+    activate(y, stats, s->gamma[c], s->beta[c], l, planes + c * l.plane);
+  }
+  convolve(l, s->channels, planes, s->weight, s->bias, flat);
+  for (long c = 0; c < s->channels; c++, conv += l.pixels, f += l.pixels, flat += l.flat, stats += 2) {
+    for (long h = 0; h < l.height; h++)
+      ALONG_ROW(i, n, l.width) store_some(conv + h * l.width + i, load_some(flat + h * l.stride + i, n), n);
+    moments(conv, l.pixels, s->eps, stats, stats + 1);
+    const float mean = stats[0], slope = s->gamma[c] * stats[1];
+    ALONG_ROW(i, n, l.pixels) store_some(f + i, slope * (load_some(conv + i, n) - mean) + s->beta[c], n);
   }
 }
 
 /* One channel of a norm's derivative: to = slope (g - mean of g - x^ mean of g x^), rows of `to` a stride apart, and the
    sums of g x^ and g added to those by gamma and beta. */
-static void norm_derivative(const float *g, const float *x, const float *stats, float gamma, long height, long width,
+INLINE void norm_derivative(const float *g, const float *x, const float *stats, float gamma, long height, long width,
                             long stride, float *to, float *by_gamma, float *by_beta) {
+  const long pixels = height * width;
   const float mean = stats[0], slope = gamma * stats[1];
   float sums[2];
-  moments_of_gradient(g, x, height * width, mean, stats[1], sums);
+  moments_of_gradient(g, x, pixels, mean, stats[1], sums);
   *by_gamma += sums[1], *by_beta += sums[0];
-  const float offset = slope * sums[0] / (height * width), along = slope * stats[1] * sums[1] / (height * width);
-  for (long h = 0; h < height; h++) {
-    const float *restrict gs = g + h * width, *restrict xs = x + h * width;
-    float *restrict out = to + h * stride;
-    for (long w = 0; w < width; w++) out[w] = slope * gs[w] - offset - along * (xs[w] - mean);
-  }
+  const float offset = slope * sums[0] / pixels, along = slope * stats[1] * sums[1] / pixels;
+  for (long h = 0; h < height; h++, g += width, x += width, to += stride)
+    ALONG_ROW(i, n, width)
+      store_some(to + i, slope * load_some(g + i, n) - offset - along * (load_some(x + i, n) - mean), n);
 }
 
 /* by_y = the field's derivative by y, transposed, times grad; those by the parameters are added up. */
 static void field_derivative(const Step *s, const float *turned, const Layout l, const float *y, const float *conv,
-                             const float *stats, const float *grad, float *by_y, float *scratch, vec *by_weight,
-                             float *by_norm) {
+                             const float *grad, float *by_y, float *scratch, vec *by_weight, float *by_norm) {
   const long channels = s->channels;
-  float *padded = scratch, *by_conv = padded + channels * l.plane, *flat = by_conv + channels * l.plane;
-  float *rows = flat + channels * l.flat;
-  for (long c = 0; c < channels; c++)
-    norm_derivative(grad + c * l.pixels, conv + c * l.pixels, stats + 2 * (channels + c), s->gamma[c], s->height, s->width,
-                    l.stride, by_conv + c * l.plane + l.stride + 1, by_norm + c, by_norm + channels + c);
-  activate(s, l, y, stats, padded);
-  correlate(l, channels, by_conv, padded, by_weight);
-  convolve(l, channels, by_conv, turned, NULL, flat);
+  const float *stats = conv + l.size;
+  float *by_gamma = by_norm, *by_beta = by_norm + channels;
+  float *planes = scratch + l.border, *by_conv = planes + l.all_planes, *flat = scratch + 2 * l.all_planes;
+  float *masked = flat + channels * l.flat;
   for (long c = 0; c < channels; c++) {
-    for (long h = 0; h < s->height; h++) {
-      const float *restrict z = padded + c * l.plane + (h + 1) * l.stride + 1;
-      const float *restrict g = flat + c * l.flat + h * l.stride;
-      float *restrict to = rows + h * s->width;
-      for (long w = 0; w < s->width; w++) to[w] = z[w] > 0 ? g[w] : 0;
+    norm_derivative(grad + c * l.pixels, conv + c * l.pixels, stats + 2 * (channels + c), s->gamma[c], l.height,
+                    l.width, l.stride, by_conv + c * l.plane, by_gamma + c, by_beta + c);
+    activate(y + c * l.pixels, stats + 2 * c, s->gamma[c], s->beta[c], l, planes + c * l.plane);
+  }
+  correlate(l, channels, by_conv, planes, by_weight);
+  convolve(l, channels, by_conv, turned, NULL, flat);
+  for (long c = 0; c < channels; c++, y += l.pixels, by_y += l.pixels, stats += 2) {
+    for (long h = 0; h < l.height; h++) {
+      const float *z = planes + c * l.plane + h * l.stride, *g = flat + c * l.flat + h * l.stride;
+      ALONG_ROW(i, n, l.width)
+        store_some(masked + h * l.width + i, (vec)((mask)load_some(g + i, n) & (load_some(z + i, n) > 0)), n);
     }
-    norm_derivative(rows, y + c * l.pixels, stats + 2 * c, s->gamma[c], s->height, s->width, s->width,
-                    by_y + c * l.pixels, by_norm + c, by_norm + channels + c);
+    norm_derivative(masked, y, stats, s->gamma[c], 1, l.pixels, 0, by_y, by_gamma + c, by_beta + c);
   }
 }
 
@@ -309,6 +330,12 @@ static int has_slope(const Step *s, long point) {
   return point == 0 ? !s->k_first : point < s->points - 1 || s->k_last || s->by_k_last;
 }
 
+/* What an image's evaluation at a point leaves for the backward pass; there is none at a point whose slope is given. */
+static float *kept_of(const Step *s, const Layout l, long point, long image) {
+  const long evaluation = point - (s->k_first != NULL);
+  return s->kept + (evaluation * s->images + image) * (l.size + 4 * s->channels);
+}
+
 /* Sum of (error / (atol + rtol max(|y|, |y1|)))^2 over an image; error is overwritten. */
 static double squared_ratio(const Step *s, long n, const float *y, const float *y1, float *error) {
   const float rtol = s->rtol, atol = s->atol;
@@ -327,8 +354,8 @@ static double squared_ratio(const Step *s, long n, const float *y, const float *
 /* A step of one image. The scratch ends with the slopes, and with what is computed and not kept. */
 static void forward_image(const Step *s, const Layout l, long image, float *scratch) {
   const long n = s->points, all = s->images * l.size, here = image * l.size;
-  float *slopes = scratch + s->channels * (l.plane + l.flat), *spare_point = slopes + n * l.size;
-  float *spare_conv = spare_point + l.size, *spare_stats = spare_conv + l.size, weights[MOST_POINTS];
+  float *slopes = scratch + l.all_planes + s->channels * l.flat, *spare_point = slopes + n * l.size;
+  float *spare = spare_point + l.size, weights[MOST_POINTS];
   const float *y = s->y + here, *point = y, *ks[MOST_POINTS];
   for (long i = 0; i < n; i++) {
     if (i > 0) {
@@ -340,13 +367,12 @@ static void forward_image(const Step *s, const Layout l, long image, float *scra
     const int is_last = i == n - 1;
     ks[i] = i == 0 && s->k_first ? s->k_first + here : is_last && s->k_last ? s->k_last + here : slopes + i * l.size;
     if (has_slope(s, i))
-      field(s, l, point, (float *)ks[i], s->conv ? s->conv + i * all + here : spare_conv,
-            s->stats ? s->stats + (i * s->images + image) * 4 * s->channels : spare_stats, scratch);
+      field(s, l, point, (float *)ks[i], s->kept ? kept_of(s, l, i, image) : spare, scratch);
   }
   if (s->error) {
     for (long i = 0; i < n; i++) weights[i] = s->h[image] * s->error[i];
-    combine(NULL, ks, weights, n, l.size, spare_conv);
-    s->ratio[image] = squared_ratio(s, l.size, y, s->y1 + here, spare_conv);
+    combine(NULL, ks, weights, n, l.size, spare);
+    s->ratio[image] = squared_ratio(s, l.size, y, s->y1 + here, spare);
   }
 }
 
@@ -354,8 +380,8 @@ static void forward_image(const Step *s, const Layout l, long image, float *scra
 static void backward_image(const Job *job, const Layout l, long image, float *scratch, vec *by_weight, float *by_norm) {
   const Step *s = job->step;
   const long n = s->points, all = s->images * l.size, here = image * l.size;
-  float *by_points = scratch + s->channels * (2 * l.plane + l.flat) + l.pixels, *by_slope = by_points + n * l.size;
-  float weights[MOST_POINTS];
+  float *by_points = scratch + 2 * l.all_planes + s->channels * l.flat + up_to(l.pixels, LANES);
+  float *by_slope = by_points + n * l.size, weights[MOST_POINTS];
   const float *gs[MOST_POINTS];
   for (long i = n - 1; i >= 0; i--) {
     float *by_point = i == 0 ? s->by_y + here : by_points + i * l.size;
@@ -371,8 +397,7 @@ static void backward_image(const Job *job, const Layout l, long image, float *sc
       const float *by_k = outside;
       if (!is_last || !outside) combine(outside, gs, weights, n - 1 - i, l.size, by_slope), by_k = by_slope;
       const float *point = i == 0 ? s->y : is_last ? s->y1 : s->inner + (i - 1) * all;
-      field_derivative(s, job->turned, l, point + here, s->conv + i * all + here,
-                       s->stats + (i * s->images + image) * 4 * s->channels, by_k, by_point, scratch, by_weight,
+      field_derivative(s, job->turned, l, point + here, kept_of(s, l, i, image), by_k, by_point, scratch, by_weight,
                        by_norm);
     } else {
       memset(by_point, 0, l.size * sizeof(float));
@@ -390,15 +415,15 @@ static void work(void *of) {
   const Layout l = layout_of(s);
   const long kernel = s->channels * s->channels * 9, params = kernel + 2 * s->channels;
   const size_t lanes = job->backward ? kernel * LANES : 0;
-  const size_t size = LANES + s->channels * (2 * l.plane + l.flat + 4) + l.pixels + (s->points + 2) * l.size;
+  const size_t kept = (s->points + 2) * l.size + 4 * s->channels + up_to(l.pixels, LANES);
+  const size_t size = 2 * l.all_planes + s->channels * l.flat + kept;
   vec *by_weight = aligned_alloc(64, ((lanes + size) * sizeof(float) + 63) / 64 * 64);
   if (!by_weight) {
     job->failed = 1;
     return;
   }
   float *scratch = (float *)by_weight + lanes;
-  memset(scratch, 0, (LANES + s->channels * 2 * l.plane) * sizeof(float)); /* borders, and what lies before the first */
-  scratch += LANES;
+  memset(scratch, 0, 2 * l.all_planes * sizeof(float)); /* the zeros in and around planes */
   for (long task; (task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->tasks;) {
     const long first = task * job->per_task, end = first + job->per_task;
     const long last = end < s->images ? end : s->images;
@@ -445,10 +470,14 @@ int conv_field_step_backward(const Step *step, Parallel parallel) {
   Job job = {.step = step, .turned = turned, .partial = partial, .tasks = tasks, .per_task = CHUNK, .backward = 1};
   const int failed = run(&job, parallel);
   for (long i = 0; i < params && !failed; i++) {
+    const long of_norm = i - kernel;
     double sum = 0;
     for (long task = 0; task < tasks; task++) sum += partial[task * params + i];
-    step->by_params[i] = sum;
+    *(of_norm < 0          ? step->by_weight + i
+      : of_norm < channels ? step->by_gamma + of_norm
+                           : step->by_beta + of_norm - channels) = sum;
   }
+  memset(step->by_bias, 0, channels * sizeof(float)); /* a norm follows */
   free(turned);
   return failed;
 }

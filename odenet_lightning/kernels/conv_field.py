@@ -4,9 +4,8 @@ A step is p_0 = y, p_i = y + h sum_j a_ij f(p_j), its last point the new state; 
 other, so that a step's intermediate results stay in cache.
 """
 
-import ctypes
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,16 +27,18 @@ def fits(y: Tensor, k_first: Tensor | None, *params: Tensor) -> bool:
     That is in float32, contiguous and of fitting shapes, outside autocast, `torch.func`, forward-mode differentiation
     and whatever else looks at the operators that are called.
     """
-    device = y.device
-    if torch.is_autocast_enabled(device.type) or is_in_torch_dispatch_mode():
+    device, channels = y.device, y.size(1) if y.dim() == 4 else 0
+    if not channels or not y.numel() or torch.is_autocast_enabled(device.type) or is_in_torch_dispatch_mode():
         return False
-    if torch._C._are_functorch_transforms_active() or y.dim() != 4 or y.numel() == 0:  # pyright: ignore[reportAttributeAccessIssue]
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:  # pyright: ignore[reportAttributeAccessIssue]
         return False
-    channels = y.size(1)
-    shapes = ((channels,), (channels,), (channels, channels, 3, 3), (channels,))
-    for x, shape in zip((y, y if k_first is None else k_first, *params), (y.shape, y.shape, *shapes), strict=True):
-        ordinary = type(x) in (Tensor, torch.nn.Parameter) and x.device == device and x.dtype == torch.float32
-        if not ordinary or x.shape != shape or not x.is_contiguous() or forward_ad.unpack_dual(x).tangent is not None:
+    shapes = (y.shape, y.shape, (channels,), (channels,), (channels, channels, 3, 3), (channels,))
+    for x, shape in zip((y, k_first, *params), shapes, strict=True):
+        if x is None:
+            continue
+        if type(x) not in (Tensor, torch.nn.Parameter) or x.dtype != torch.float32 or x.device != device:
+            return False
+        if x.shape != shape or not x.is_contiguous():
             return False
     return True
 
@@ -49,104 +50,85 @@ def kernel_for(y: Tensor, k_first: Tensor | None, *params: Tensor) -> Library | 
     return found if fits(y, k_first, *params) and y.size(1) <= MOST_CHANNELS else None
 
 
-def described(plan: Plan, h: float | Tensor, eps: float, inputs: Sequence[Tensor | None]) -> Step:
-    """A step for the kernel, its inputs y, k_first, gamma, beta, weight and bias in place."""
-    y, k_first, gamma, beta, weight, bias = (address(x) for x in inputs)
-    images, channels, height, width = inputs[0].shape  # pyright: ignore[reportOptionalMemberAccess]
-    step = Step(y, gamma, beta, weight, bias, k_first, eps=eps, points=plan.points)
-    step.images, step.channels, step.height, step.width = images, channels, height, width
-    step.threads = torch.get_num_threads()
-    a, error = plan.coefficients
-    step.a, step.error = ctypes.addressof(a), error and ctypes.addressof(error)
-    step.sizes = h.double().flatten() if isinstance(h, Tensor) else torch.full((images,), h, dtype=torch.float64)
-    step.h = address(step.sizes)
-    return step
+class Call(NamedTuple):
+    """What is done, and by which kernel.
 
+    Attributes:
+        kernel: evaluates and differentiates.
+        plan: coefficients.
+        h: step size, or those of the images.
+        eps: added to the norms' variances.
+        tolerance: relative and absolute, for the error ratio.
+    """
 
-class Taken:
-    """A step that the kernel took, and what its backward pass needs."""
+    kernel: Library
+    plan: Plan
+    h: float | Tensor
+    eps: float
+    tolerance: tuple[float, float] = (0.0, 0.0)
 
-    def __init__(
-        self,
-        kernel: Library,
-        plan: Plan,
-        h: float | Tensor,
-        eps: float,
-        tolerance: tuple[float, float],
-        inputs: Sequence[Tensor | None],
-        keep: bool,
-    ) -> None:
+    def step(self, inputs: Sequence[Tensor | None]) -> Step:
+        """The step as the kernel takes it, its inputs y, k_first, gamma, beta, weight and bias in place."""
+        plan, h, shape = self.plan, self.h, inputs[0].shape  # pyright: ignore[reportOptionalMemberAccess]
+        sizes = None  # with a single point, nothing is multiplied by h
+        if plan.points > 1:
+            sizes = h.double().flatten() if isinstance(h, Tensor) else torch.full(shape[:1], h, dtype=torch.float64)
+        places = (*(address(x) for x in inputs), *plan.addresses, address(sizes))
+        step = Step(*places, *self.tolerance, self.eps, *shape, plan.points, torch.get_num_threads())
+        step.sizes = sizes  # held as long as its address
+        return step
+
+    def take(self, inputs: Sequence[Any], keep: bool) -> tuple[Tensor | None, ...]:
+        """Take it: the new state, its slope and the squares as in `FusedStep`, and what a backward pass needs.
+
+        That is the points between the first and the last, and what each evaluation leaves; None if not to be kept.
+        """
         y, k_first = inputs[:2]
-        assert y is not None
-        step = described(plan, h, eps, inputs)
-        self.y1 = torch.empty_like(y) if plan.points > 1 else None
-        self.k_last = torch.empty_like(y) if plan.with_end else None
-        self.inner = y.new_empty(plan.points - 2, *y.shape) if keep and plan.points > 2 else None
-        self.conv, self.stats = kept(plan, y, k_first is not None) if keep else (None, None)
-        self.squares = torch.empty(len(y), dtype=torch.float64) if plan.error else None
-        step.inner, step.y1, step.k_last = address(self.inner), address(self.y1), address(self.k_last)
-        step.ratio, (step.rtol, step.atol) = address(self.squares), tolerance
-        place(step, self.conv, self.stats, k_first is not None)
-        kernel.forward(step)
-
-
-def kept(plan: Plan, y: Tensor, has_first: bool) -> tuple[Tensor, Tensor]:
-    """Room for what each evaluation leaves for the backward pass."""
-    evaluations = plan.evaluations(has_first)
-    return y.new_empty(evaluations, *y.shape), y.new_empty(evaluations, len(y), 2, y.size(1), 2)
-
-
-def place(step: Step, conv: Tensor | None, stats: Tensor | None, has_first: bool) -> None:
-    """Tell the step where that room is; it counts by points, and there is none for a point whose slope is given."""
-    if conv is not None and stats is not None:
-        step.conv = conv.data_ptr() - has_first * conv.stride(0) * conv.element_size()
-        step.stats = stats.data_ptr() - has_first * stats.stride(0) * stats.element_size()
+        plan, (images, channels, height, width) = self.plan, y.shape
+        y1 = torch.empty_like(y) if plan.points > 1 else None
+        k_last = torch.empty_like(y) if plan.with_end else None
+        squares = y.new_empty(images, dtype=torch.float64) if plan.error else None
+        inner = y.new_empty(plan.points - 2, *y.shape) if keep and plan.points > 2 else None
+        evaluations = plan.evaluations(k_first is not None)
+        kept = y.new_empty(evaluations, images, channels * (height * width + 4)) if keep else None
+        step = self.step(inputs)
+        step.inner, step.y1, step.k_last = address(inner), address(y1), address(k_last)
+        step.kept, step.ratio = address(kept), address(squares)
+        self.kernel.forward(step)
+        return y1, k_last, squares, inner, kept
 
 
 class ConvFieldStep(torch.autograd.Function):
     """(y, k_first, gamma, beta, weight, bias) -> (y1, k_last, squares), differentiated by the kernel."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        kernel: Library,
-        plan: Plan,
-        h: float | Tensor,
-        eps: float,
-        tolerance: tuple[float, float],
-        *inputs: Any,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def forward(ctx: Any, call: Call, *inputs: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Take the step."""
-        taken = Taken(kernel, plan, h, eps, tolerance, inputs, keep=True)
-        ctx.kernel, ctx.plan, ctx.h, ctx.eps = kernel, plan, h, eps
+        y1, k_last, squares, inner, kept = call.take(inputs, keep=True)
+        ctx.call = call
         ctx.set_materialize_grads(False)
-        end = taken.y1 if plan.with_end else None  # else nothing is evaluated there, and a later layer may change it
-        ctx.save_for_backward(*inputs, end, taken.inner, taken.conv, taken.stats)
-        if taken.squares is not None:
-            ctx.mark_non_differentiable(taken.squares)
-        return taken.y1, taken.k_last, taken.squares
+        end = y1 if call.plan.with_end else None  # else nothing is evaluated there, and a later layer may change it
+        ctx.save_for_backward(*inputs, end, inner, kept)
+        if squares is not None:
+            ctx.mark_non_differentiable(squares)
+        return y1, k_last, squares
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the derivatives by the inputs; by the bias it is zero, since a norm follows."""
-        *inputs, y1, inner, conv, stats = ctx.saved_tensors
+        *inputs, y1, inner, kept = ctx.saved_tensors
         by_y1, by_k_last = grad_outputs[:2]
+        call: Call = ctx.call
         if torch.is_grad_enabled():  # create_graph: what comes out is differentiated again
-            grads = differentiable(ctx.plan, ctx.h, ctx.eps, inputs, (by_y1, by_k_last))
-            return (None, None, None, None, None, *grads)
-        y, k_first, gamma, beta, weight, bias = inputs
+            return (None, *differentiable(call.plan, call.h, call.eps, inputs, (by_y1, by_k_last)))
         by_y1, by_k_last = (None if by is None else by.contiguous() for by in (by_y1, by_k_last))
-        by_y, by_params = torch.empty_like(y), y.new_empty(weight.numel() + len(gamma) + len(beta))
-        by_k_first = None if k_first is None else torch.empty_like(y)
-        step = described(ctx.plan, ctx.h, ctx.eps, inputs)
-        step.error, step.y1, step.inner = None, address(y1), address(inner)
+        by = [None if x is None else torch.empty_like(x) for x in inputs]
+        step = call.step(inputs)
+        step.y1, step.inner, step.kept = address(y1), address(inner), address(kept)
         step.by_y1, step.by_k_last = address(by_y1), address(by_k_last)
-        step.by_y, step.by_k_first, step.by_params = address(by_y), address(by_k_first), by_params.data_ptr()
-        place(step, conv, stats, k_first is not None)
-        ctx.kernel.backward(step)
-        by_weight, by_gamma, by_beta = by_params.split([weight.numel(), len(gamma), len(beta)])
-        by_weight = by_weight.view_as(weight)
-        return (*[None] * 5, by_y, by_k_first, by_gamma, by_beta, by_weight, torch.zeros_like(bias))
+        step.by_y, step.by_k_first, step.by_gamma, step.by_beta, step.by_weight, step.by_bias = map(address, by)
+        call.kernel.backward(step)
+        return None, *by
 
 
 def plain_step(plan: Plan, h: float | Tensor, eps: float, inputs: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
@@ -181,6 +163,11 @@ def differentiable(
     return [next(found) if x is not None and x.requires_grad else None for x in inputs]
 
 
+def wants_gradient(inputs: Sequence[Tensor | None]) -> bool:
+    """Whether a result is to be differentiable."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
 Parameters = tuple[Tensor, Tensor, Tensor, Tensor]  # the norm's scale and shift, the convolution's kernel and bias
 
 
@@ -200,9 +187,10 @@ def evaluate_conv_field(y: Tensor, params: Parameters, eps: float) -> Tensor | N
     kernel = kernel_for(*inputs)
     if kernel is None:
         return None
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (y, *params)):
-        return ConvFieldStep.apply(kernel, EVALUATION, 0.0, eps, (0.0, 0.0), *inputs)[1]  # pyright: ignore
-    return Taken(kernel, EVALUATION, 0.0, eps, (0.0, 0.0), inputs, keep=False).k_last
+    call = Call(kernel, EVALUATION, 0.0, eps)
+    if wants_gradient(inputs):
+        return ConvFieldStep.apply(call, *inputs)[1]  # pyright: ignore
+    return call.take(inputs, keep=False)[1]
 
 
 def take_conv_field_step(
@@ -229,8 +217,9 @@ def take_conv_field_step(
     kernel = kernel_for(*inputs)
     if kernel is None or plan.points > MOST_POINTS:
         return None
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        return FusedStep(*ConvFieldStep.apply(kernel, plan, h, eps, tolerance, *inputs))  # pyright: ignore
-    taken = Taken(kernel, plan, h, eps, tolerance, inputs, keep=False)
-    assert taken.y1 is not None
-    return FusedStep(taken.y1, taken.k_last, taken.squares)
+    call = Call(kernel, plan, h, eps, tolerance)
+    if wants_gradient(inputs):
+        return FusedStep(*ConvFieldStep.apply(call, *inputs))  # pyright: ignore
+    y1, k_last, squares, _, _ = call.take(inputs, keep=False)
+    assert y1 is not None
+    return FusedStep(y1, k_last, squares)

@@ -67,6 +67,12 @@ class Plan:
         """The matrix of a_ij and the error's weights as C reads them."""
         return as_c([(), *self.rows], self.points), as_c([self.error], self.points) if self.error else None
 
+    @cached_property
+    def addresses(self) -> tuple[int, int | None]:
+        """Where those are."""
+        a, error = self.coefficients
+        return ctypes.addressof(a), error and ctypes.addressof(error)
+
 
 def as_c(rows: Sequence[Sequence[float]], width: int) -> Any:
     """Rows as an array of doubles, one after another, filled up with zeros."""
