@@ -34,8 +34,8 @@ class Reversible(Gradient):
     Memory: two states and one step's intermediate results, whatever the number of steps. Time: each accepted step of
     Phi once more. Random numbers (dropout, with fixed steps) and buffers are as in the forward pass; while a field
     draws some, or has some, they are kept with each step. Under error control, a field whose values depend on buffers
-    that evaluations change (spectral norm in training) is refused. `SolveStats.backward.y0_error` is the relative error of the
-    recomputed y0; above 0.01 % the gradient is refused.
+    that evaluations change (spectral norm in training) is refused. `SolveStats.backward.y0_error` is the relative
+    error of the recomputed y0; above 0.01 % the gradient is refused.
 
     Not for another solver, for fields that contract strongly, for higher derivatives or `torch.func`. Where memory
     allows, `Checkpoint` with Phi as the solver is as exact, and stable, with half the evaluations.
