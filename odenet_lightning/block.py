@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from odenet_lightning.gradients import Gradient
 from odenet_lightning.solvers import MAX_NFE, Problem, Solver, SolveStats
+from odenet_lightning.solvers.settings import check_whole
 
 SolveHook = Callable[[SolveStats], None]
 
@@ -38,8 +39,7 @@ class ODEBlock(nn.Module):
 
     def __init__(self, field: nn.Module, solver: Solver, gradient: Gradient, max_nfe: int = MAX_NFE) -> None:
         super().__init__()
-        if max_nfe < 1:
-            raise ValueError(f"max_nfe must be at least 1, not {max_nfe!r}")
+        check_whole("max_nfe", max_nfe)
         self.field, self.solver, self.gradient, self.max_nfe = field, solver, gradient, max_nfe
         self.warm_step: float | None = None
         self.is_inner = False

@@ -1,7 +1,8 @@
 """Any field, any solver, any gradient: right, or refused by an error of this project's own. There is no third outcome.
 
 Fields are made at random out of what people write: time, dropout, buffers, operations in place, tensors that are no
-parameters, shared and frozen parameters, blocks within fields, one block used twice. The truth is a finite difference
+parameters, shared and frozen parameters, blocks within fields, one block used twice; half of them within dynamics of
+second order or with weights that are functions of t. The truth is a finite difference
 for `Backprop`, and `Backprop` for the others. `Adjoint` is held to what it says of itself: the solver's own error
 and by how much it missed y0, which it warns of where that is most of it. A norm over a batch of four contracts that
 strongly.
@@ -9,6 +10,7 @@ strongly.
 
 import random
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odenet_lightning.block import ODEBlock
+from odenet_lightning.fields import Field, Galerkin, HeavyBall, SecondOrder
 from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, Gradient, GradientError
 from odenet_lightning.gradients import Reversible as ReversibleGradient
 from odenet_lightning.solvers import (
@@ -55,7 +58,7 @@ REFUSED = {"dropout", "in place", "outer"}  # traits without which nothing may b
 MIXES = {"batch norm"}  # images, which `per_sample` refuses
 
 
-class AnyField(nn.Module):
+class AnyField(Field):
     """dy/dt = tanh of a linear map, and what its traits add to it."""
 
     def __init__(self, traits: set[str]) -> None:
@@ -87,6 +90,31 @@ class AnyField(nn.Module):
         return F.dropout(z, 0.3, self.training) if "dropout" in self.traits else z
 
 
+# with each, the width of the state; weights that jump over t are left out: few solvers keep their order there
+DYNAMICS: dict[str, tuple[Callable[[Field], Field], int]] = {
+    "plain": (lambda field: field, WIDTH),
+    "second order": (SecondOrder, 2 * WIDTH),
+    "heavy ball": (lambda field: HeavyBall(field, damping=0.4), 2 * WIDTH),
+    "fourier": (lambda field: shaken(Galerkin(field, "fourier", 2)), WIDTH),
+    "polynomial": (lambda field: shaken(Galerkin(field, "polynomial", 3)), WIDTH),
+}
+
+
+def shaken(field: Galerkin) -> Galerkin:
+    """Weights that change over t: as made, they are the same at all times."""
+    with torch.no_grad():
+        for parameter in field.coefficients[1:].parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return field
+
+
+def core(field: nn.Module) -> nn.Module:
+    """The field within the dynamics, the first one where there are copies."""
+    if isinstance(field, Galerkin):
+        return field.coefficients[0]
+    return field.field if isinstance(field, SecondOrder) else field
+
+
 def gradient_of(block: ODEBlock, y0: Tensor, uses: int) -> tuple[Tensor, list[Tensor | None]]:
     """The loss and its gradients, noise drawn from the same seed."""
     torch.manual_seed(3)
@@ -101,9 +129,9 @@ def gradient_of(block: ODEBlock, y0: Tensor, uses: int) -> tuple[Tensor, list[Te
     return loss.detach(), [start.grad, *(p.grad for p in block.parameters())]
 
 
-def made(traits: set[str], solver: Solver, gradient: Gradient, seed: int) -> ODEBlock:
+def made(traits: set[str], dynamics: str, solver: Solver, gradient: Gradient, seed: int) -> ODEBlock:
     torch.manual_seed(seed)
-    return ODEBlock(AnyField(traits).double(), solver, gradient)
+    return ODEBlock(DYNAMICS[dynamics][0](AnyField(traits)).double(), solver, gradient)
 
 
 def off_by(found: list[Tensor | None], truth: list[Tensor | None]) -> float:
@@ -116,14 +144,14 @@ def off_by(found: list[Tensor | None], truth: list[Tensor | None]) -> float:
 
 
 def difference_quotient(
-    traits: set[str], solver: Solver, seed: int, y0: Tensor, uses: int, small: float
+    traits: set[str], dynamics: str, solver: Solver, seed: int, y0: Tensor, uses: int, small: float
 ) -> tuple[float, float]:
     """The loss's derivative along a direction of the start and all parameters, by differences and by `Backprop`."""
-    block = made(traits, solver, Backprop(), seed)
+    block = made(traits, dynamics, solver, Backprop(), seed)
     _, grads = gradient_of(block, y0, uses)
     params = [p for p in block.parameters() if p.requires_grad]
     if "outer" in traits:
-        params += list(block.field.hidden[0].parameters())  # pyright: ignore
+        params += list(core(block.field).hidden[0].parameters())  # pyright: ignore
         grads += [p.grad for p in params[-2:]]
     generator = torch.Generator().manual_seed(seed)
     by_start, *directions = [torch.randn(x.shape, generator=generator).double() for x in (y0, *params)]
@@ -151,9 +179,10 @@ def outcome(seed: int) -> str:
     if isinstance(gradient, ReversibleGradient) and isinstance(solver, RungeKutta) and not each:
         solver = Reversible(solver)
     traits = {trait for trait in TRAITS if draw.random() < 0.2}
-    uses, y0 = draw.choice((1, 1, 2)), torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(seed)).double()
-    case = f"seed {seed}: {solver!r}, {gradient!r}, {sorted(traits)}, used {uses} times"
-    block, costs = made(traits, solver, gradient, seed), []
+    uses, dynamics = draw.choice((1, 1, 2)), draw.choice(("plain", "plain", "plain", *DYNAMICS))
+    y0 = torch.randn(4, DYNAMICS[dynamics][1], generator=torch.Generator().manual_seed(seed)).double()
+    case = f"seed {seed}: {solver!r}, {gradient!r}, {dynamics}, {sorted(traits)}, used {uses} times"
+    block, costs = made(traits, dynamics, solver, gradient, seed), []
     block.register_solve_hook(costs.append)
     try:
         with warnings.catch_warnings(record=True) as said:
@@ -171,10 +200,10 @@ def outcome(seed: int) -> str:
     if isinstance(gradient, Backprop):
         # a controller's choices count as constants, and the first step of the second use is the first one's
         # the larger difference hides a controller's choices, the smaller one a strong curvature
-        tried = (difference_quotient(traits, solver, seed, y0, uses, small) for small in (1e-6, 1e-8))
+        tried = (difference_quotient(traits, dynamics, solver, seed, y0, uses, small) for small in (1e-6, 1e-8))
         assert any(along == pytest.approx(expected, rel=1e-4, abs=1e-4) for expected, along in tried), case
         return "right"
-    truth = gradient_of(made(traits, solver, Backprop(), seed), y0, uses)[1]
+    truth = gradient_of(made(traits, dynamics, solver, Backprop(), seed), y0, uses)[1]
     missed = max(cost.backward.y0_error for cost in costs)
     if isinstance(gradient, Checkpoint | ReversibleGradient):
         # missed: 0 under Checkpoint; a batch norm over four images contracts without a limit

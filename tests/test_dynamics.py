@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from odenet_lightning import ClassifierModule, ODENet
 from odenet_lightning.block import ODEBlock
@@ -304,12 +305,49 @@ def test_what_makes_no_sense_is_refused(capsys: pytest.CaptureFixture[str]) -> N
         Galerkin(terms=0)
     with pytest.raises(ValueError, match="one of fourier, polynomial, piecewise"):
         Galerkin(basis="wavelet")  # pyright: ignore
-    with pytest.raises(ValueError, match="augment_dim must not be negative"):
-        ODENet(augment_dim=-1)
     block = ODEBlock(SecondOrder(ConvField(3)), Euler(num_steps=1), Backprop())
     with pytest.raises(FieldError, match=r"SecondOrder needs an even number of channels.*\[2, 7, 4, 4\]"):
         block(torch.zeros(2, 7, 4, 4))
+    for field in (SecondOrder, HeavyBall):
+        with pytest.raises(FieldError, match=rf"{field.__name__}: .* on 3 of the state's 6 channels .*augment_dim N"):
+            ODENet(field=field())(torch.zeros(2, 1, 28, 28))
     assert "Galerkin" in fails(["fit", "--model.net.field", "Galerkin", "--model.net.field.terms", "0"], capsys)
+
+
+def test_weight_norm_in_galerkin() -> None:
+    """torch's older one cannot be copied."""
+    plain = ConvField(4)
+    weight_norm(plain.conv)
+    field, y = Galerkin(copy.deepcopy(plain)), torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(field(torch.tensor(0.3), y), plain(torch.tensor(0.3), y))
+    shaken(field)(torch.tensor(0.3), y).sum().backward()
+    assert all(p.grad is not None for p in field.parameters())
+    older = ConvField(4)
+    with pytest.warns(FutureWarning, match="deprecated"):
+        nn.utils.weight_norm(older.conv)
+    with pytest.raises(ValueError, match=r"ConvField cannot be copied.*parametrizations\.weight_norm"):
+        Galerkin(older)
+    Galerkin(older, terms=1)
+
+
+def test_galerkin_of_a_layer_under_two_names() -> None:
+    """It keeps its parameters, and both uses get the weights of t."""
+
+    class Twice(Field):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+            self.same = self.conv
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return torch.tanh(self.same(torch.tanh(self.conv(y))))
+
+    field, y = shaken(Galerkin(Twice())), torch.randn(2, 4, 6, 6)
+    before = list(field.parameters())
+    for t in (0.0, 0.5, 1.0):
+        field(torch.tensor(t), y).square().sum().backward()
+    assert all(one is other and one.grad is not None for one, other in zip(before, field.parameters(), strict=True))
+    assert len(before) == 6
 
 
 def test_no_zeros_leave_the_network_as_it_was() -> None:

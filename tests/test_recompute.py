@@ -163,6 +163,34 @@ def test_a_buffer_that_the_field_reads_and_writes_is_as_it_was_at_each_step() ->
         torch.testing.assert_close(one, other)
 
 
+class Twice(nn.Module):
+    """Two layers, each used twice, under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.same_conv, self.same_norm = self.conv, self.norm
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(self.same_norm(self.same_conv(self.norm(self.conv(y)))))
+
+
+@each_that_redoes
+def test_a_layer_under_two_names_keeps_its_tensors(gradient: Gradient) -> None:
+    """`torch.func.functional_call` leaves it with the replaced ones if it is given them under both."""
+    block = made(Twice, Midpoint(num_steps=2), gradient)
+    tensors = [*block.parameters(), *block.buffers()]
+    tensors[0].register_hook(lambda grad: grad)  # has parameters replaced, too
+    truth = made(Twice, Midpoint(num_steps=2), Backprop())
+    found, expected = grads_of(block, start()), grads_of(truth, start())
+    assert all(one is other for one, other in zip(tensors, (*block.parameters(), *block.buffers()), strict=True))
+    for one, other in zip(truth.buffers(), block.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
+    if isinstance(gradient, Checkpoint):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("gradient", "coupled"), [(Checkpoint(), False), (Checkpoint(slots=1), False), (ReversibleGradient(), True)]
 )

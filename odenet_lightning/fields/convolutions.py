@@ -11,6 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from odenet_lightning.fields.base import Field
 from odenet_lightning.kernels import FusedStep, Parameters, Plan, evaluate_conv_field, take_conv_field_step
+from odenet_lightning.solvers.settings import check_whole
 
 
 def group_count(channels: int) -> int:
@@ -18,6 +19,7 @@ def group_count(channels: int) -> int:
 
     At 32 channels or fewer this is one group per channel (an instance norm), as in the post.
     """
+    check_whole("channels", channels)
     return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
 
 
@@ -178,6 +180,7 @@ class TimeBiasField(Field):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        check_whole("channels", channels)
         self.norm_in = nn.GroupNorm(1, channels)
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
@@ -201,6 +204,8 @@ class BottleneckField(Field):
 
     def __init__(self, channels: int = 6, hidden: int = 64) -> None:
         super().__init__()
+        check_whole("channels", channels)
+        check_whole("hidden", hidden)
         self.layers = nn.Sequential(
             nn.Conv2d(channels, hidden, kernel_size=1),
             nn.ReLU(),

@@ -11,6 +11,8 @@ from torch.func import functional_call
 
 from odenet_lightning.fields.base import Field
 from odenet_lightning.fields.convolutions import ConvField
+from odenet_lightning.gradients.recompute import tensors_of
+from odenet_lightning.solvers.settings import check_whole
 
 
 class SecondOrder(Field):
@@ -38,10 +40,21 @@ class SecondOrder(Field):
         """Return dy/dt, `[B, 2 C, ...]`."""
         if y.dim() < 2 or y.size(1) % 2:
             raise ValueError(
-                f"{type(self).__name__} needs an even number of channels, positions and velocities: {list(y.shape)}"
+                f"{type(self).__name__} needs an even number of channels, positions and velocities, not those of "
+                f"{list(y.shape)}: append channels of zeros, ODENet's augment_dim N, --model.net.augment_dim N"
             )
         position, velocity = y.chunk(2, 1)
-        return torch.cat([velocity, self.acceleration(t, position.contiguous(), velocity)], 1)  # as kernels need it
+        try:
+            acceleration = self.acceleration(t, position.contiguous(), velocity)  # as kernels need it
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # out of memory, a failed solve within the field
+                raise
+            raise RuntimeError(
+                f"{type(self).__name__}: its field {type(self.field).__name__} failed on {position.size(1)} of the "
+                f"state's {y.size(1)} channels ({error}); the others are velocities. If it is made for all of them, "
+                "append channels of zeros for the velocities: ODENet's augment_dim N, --model.net.augment_dim N"
+            ) from error
+        return torch.cat([velocity, acceleration], 1)
 
     def acceleration(self, t: Tensor, position: Tensor, velocity: Tensor) -> Tensor:
         """Return dv/dt, `[B, C, ...]`."""
@@ -136,12 +149,18 @@ class Galerkin(Field):
         super().__init__()
         if basis not in BASES:
             raise ValueError(f"basis must be one of {', '.join(BASES)}, not {basis!r}")
-        if type(terms) is not int or terms < 1:
-            raise ValueError(f"terms must be a whole number of at least 1, not {terms!r}")
+        check_whole("terms", terms)
         self.basis: Basis = basis
         self.terms = terms
         first = field or ConvField()
-        self.coefficients = nn.ModuleList([first, *(copy.deepcopy(first) for _ in range(terms - 1))])
+        try:
+            copies = [copy.deepcopy(first) for _ in range(terms - 1)]
+        except RuntimeError as error:  # a tensor with a history in an attribute
+            raise ValueError(
+                f"{type(first).__name__} cannot be copied for each of the {terms} terms ({error}): in place of "
+                "torch.nn.utils.weight_norm, use torch.nn.utils.parametrizations.weight_norm"
+            ) from error
+        self.coefficients = nn.ModuleList([first, *copies])
         if basis != "piecewise":  # the first function is 1
             for parameter in self.coefficients[1:].parameters():
                 nn.init.zeros_(parameter)
@@ -159,6 +178,6 @@ class Galerkin(Field):
     def at(self, t: Tensor, y: Tensor) -> Tensor:
         """Return dy/dt at a scalar time."""
         psi = BASES[self.basis](t, self.terms)
-        each = [dict(field.named_parameters()) for field in self.coefficients]
+        each = [tensors_of(field) for field in self.coefficients]
         theta = {name: combined(psi, [field[name] for field in each]) for name in each[0]}
-        return functional_call(self.coefficients[0], theta, (t, y))
+        return functional_call(self.coefficients[0], theta, (t, y), tie_weights=False)

@@ -18,6 +18,7 @@ from odenet_lightning.gradients.binomial import Kept, backwards, graph_is_kept, 
 from odenet_lightning.gradients.recompute import Recomputation, Surroundings, add, inputs_of, sample
 from odenet_lightning.solvers import AdaptiveRungeKutta, FieldError, Problem, Solution, Solver, Step, VectorField
 from odenet_lightning.solvers.evaluation import name_of
+from odenet_lightning.solvers.settings import check_whole
 
 # how far a recomputed step may differ, relative to the state: rounding of other kernels (1e-7 was found on the CPU; a
 # GPU's convolutions have 10 bits), in 16 bits under autocast
@@ -54,8 +55,8 @@ class Checkpoint(Gradient):
         Args:
             slots: most states kept at a time, y0 included, at least 1.
         """
-        if slots is not None and (type(slots) is not int or slots < 1):
-            raise ValueError(f"Checkpoint's slots must be a whole number of at least 1, not {slots!r}")
+        if slots is not None:
+            check_whole("Checkpoint's slots", slots)
         self.slots = slots
 
     def solve(self, solver: Solver, problem: Problem) -> Solution:

@@ -5,7 +5,7 @@ be the same: the tensors that replaced its parameters, its buffers, random numbe
 among its parameters cannot be found from the field, and are refused; so are those that it keeps from an evaluation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,9 +27,21 @@ ROUNDING = 4  # units in the last place by which the same evaluation may differ
 SAMPLED = 64  # entries of a state that are kept, to detect one that differs when recomputed
 
 
+def named(
+    module: nn.Module, tensors: Callable[[nn.Module], Mapping[str, Tensor | None]]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a module and those within it, with their names, each module once."""
+    for path, part in module.named_modules():
+        yield from ((f"{path}.{name}".strip("."), x) for name, x in tensors(part).items() if x is not None)
+
+
 def tensors_of(field: VectorField) -> dict[str, Tensor]:
-    """The field's parameters by name, a shared one under each of its names; none of a plain function."""
-    return dict(field.named_parameters(remove_duplicate=False)) if isinstance(field, nn.Module) else {}
+    """The field's parameters by name; none of a plain function.
+
+    One that several modules share has a name in each. A module that is used in several places has one name, as
+    `torch.func.functional_call` would leave it with the replaced tensors if it were given a second one.
+    """
+    return dict(named(field, lambda module: module._parameters)) if isinstance(field, nn.Module) else {}
 
 
 def inputs_of(field: VectorField) -> tuple[Tensor, ...]:
@@ -41,7 +53,7 @@ def buffers_of(field: VectorField) -> dict[str, Tensor]:
     """Copies of the field's buffers: a norm's running statistics change in place, and without being counted."""
     if not isinstance(field, nn.Module):
         return {}
-    return {name: buffer.clone() for name, buffer in field.named_buffers(remove_duplicate=False)}
+    return {name: buffer.clone() for name, buffer in named(field, lambda module: module._buffers)}
 
 
 def sample(y: Tensor) -> Tensor:
@@ -131,7 +143,9 @@ class Recomputation:
 
         def value(buffers: dict[str, Tensor]) -> Tensor:
             given = {name: buffer.clone() for name, buffer in buffers.items()}  # as the evaluation changes them
-            return evaluate(lambda t, y: functional_call(field, given, (t, y)), problem.t0, problem.y0)
+            return evaluate(
+                lambda t, y: functional_call(field, given, (t, y), tie_weights=False), problem.t0, problem.y0
+            )
 
         first, last = value(self.buffers), value(now)
         eps = torch.finfo(first.dtype).eps

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import BottleneckField, Field
 from odenet_lightning.gradients import Backprop, Gradient
-from odenet_lightning.models.base import CLASSES, IMAGE_SHAPE, ImageShape, OneBlock, check_images, check_positive
+from odenet_lightning.models.base import CLASSES, IMAGE_SHAPE, ImageShape, OneBlock, check_images
 from odenet_lightning.solvers import MAX_NFE, Dopri5, Solver
+from odenet_lightning.solvers.settings import check_whole
 
 
 class ZeroChannels(nn.Module):
@@ -65,9 +66,8 @@ class AugmentedODENet(OneBlock):
         classes: int = CLASSES,
     ) -> None:
         super().__init__()
-        if augment_dim < 0:
-            raise ValueError(f"augment_dim must not be negative, not {augment_dim!r}")
-        check_positive("hidden", hidden)
+        check_whole("augment_dim", augment_dim, 0)
+        check_whole("hidden", hidden)
         check_images(image_shape, classes, 1)
         channels = image_shape[0] + augment_dim
         self.stem = ZeroChannels(augment_dim)

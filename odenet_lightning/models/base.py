@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from odenet_lightning.block import ODEBlock, ode_blocks
+from odenet_lightning.solvers.settings import check_whole
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 
@@ -68,18 +69,12 @@ class Composed(Classifier):
 
 def check_images(image_shape: ImageShape, classes: int, smallest: int) -> None:
     """Refuse images without channels or smaller than a network's layers need, and less than two classes."""
+    is_whole = all(isinstance(size, int) and not isinstance(size, bool) for size in image_shape)
     channels, height, width = image_shape
-    if channels < 1 or min(height, width) < smallest:
+    if not is_whole or channels < 1 or min(height, width) < smallest:
         shape = " x ".join(map(str, image_shape))
-        raise ValueError(f"image_shape must be at least 1 x {smallest} x {smallest}, not {shape}")
-    if classes < 2:
-        raise ValueError(f"classes must be at least 2, not {classes!r}")
-
-
-def check_positive(name: str, value: int) -> None:
-    """Refuse a size that is no positive whole number."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        raise ValueError(f"image_shape must be whole numbers of at least 1 x {smallest} x {smallest}, not {shape}")
+    check_whole("classes", classes, 2)
 
 
 def refuse_no_logits(net: nn.Module, output: Any, images: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from odenet_lightning.models.base import (
     ImageShape,
     OneBlock,
     check_images,
-    check_positive,
 )
 from odenet_lightning.solvers import MAX_NFE, Dopri5, Solver
+from odenet_lightning.solvers.settings import check_whole
 
 SMALLEST = 6  # of an image's sides: 4, 2 and 1 after the stem's convolutions
 
@@ -77,7 +77,7 @@ class PaperODENet(OneBlock):
         classes: int = CLASSES,
     ) -> None:
         super().__init__()
-        check_positive("channels", channels)
+        check_whole("channels", channels)
         check_images(image_shape, classes, SMALLEST)
         self.stem = PaperStem(channels, image_shape[0])
         self.block = ODEBlock(
@@ -125,9 +125,8 @@ class PaperResNet(Classifier):
         classes: int = CLASSES,
     ) -> None:
         super().__init__()
-        check_positive("channels", channels)
-        if blocks < 0:
-            raise ValueError(f"blocks must not be negative, not {blocks!r}")
+        check_whole("channels", channels)
+        check_whole("blocks", blocks, 0)
         check_images(image_shape, classes, SMALLEST)
         self.stem = PaperStem(channels, image_shape[0])
         self.blocks = nn.Sequential(*(PreActivationBlock(channels) for _ in range(blocks)))

@@ -13,10 +13,10 @@ from odenet_lightning.models.base import (
     ImageShape,
     OneBlock,
     check_images,
-    check_positive,
 )
 from odenet_lightning.solvers import MAX_NFE, Dopri5, Solver
 from odenet_lightning.solvers.evaluation import refuse_other_shapes
+from odenet_lightning.solvers.settings import check_whole
 
 SMALLEST = 4  # of an image's sides: 2 after the stem's convolution, which has no padding, and 1 after the head's pool
 
@@ -82,9 +82,8 @@ class ODENet(OneBlock):
         augment_dim: int = 0,
     ) -> None:
         super().__init__()
-        check_positive("channels", channels)
-        if augment_dim < 0:
-            raise ValueError(f"augment_dim must not be negative, not {augment_dim!r}")
+        check_whole("channels", channels)
+        check_whole("augment_dim", augment_dim, 0)
         check_images(image_shape, classes, SMALLEST)
         self.stem = Stem(channels, image_shape[0], augment_dim)
         channels += augment_dim
@@ -127,9 +126,8 @@ class ResNet(Classifier):
         classes: int = CLASSES,
     ) -> None:
         super().__init__()
-        check_positive("channels", channels)
-        if blocks < 0:
-            raise ValueError(f"blocks must not be negative, not {blocks!r}")
+        check_whole("channels", channels)
+        check_whole("blocks", blocks, 0)
         check_images(image_shape, classes, SMALLEST)
         self.stem = Stem(channels, image_shape[0])
         self.blocks = nn.Sequential(*(ResidualBlock(ConvField(channels)) for _ in range(blocks)))

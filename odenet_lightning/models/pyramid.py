@@ -7,8 +7,9 @@ from torch.nn import functional as F
 from odenet_lightning.block import ODEBlock
 from odenet_lightning.fields import TimeBiasField
 from odenet_lightning.gradients import Backprop, Gradient
-from odenet_lightning.models.base import CLASSES, IMAGE_SHAPE, Classifier, ImageShape, check_images, check_positive
+from odenet_lightning.models.base import CLASSES, IMAGE_SHAPE, Classifier, ImageShape, check_images
 from odenet_lightning.solvers import MAX_NFE, Midpoint, Solver
+from odenet_lightning.solvers.settings import check_whole
 
 
 class Transition(nn.Module):
@@ -91,7 +92,7 @@ class PyramidODENet(Classifier):
         super().__init__()
         first, second = channels
         for name, value in (("hidden", hidden), ("channels", first), ("channels", second)):
-            check_positive(name, value)
+            check_whole(name, value)
         check_images(image_shape, classes, 4)
         solver, gradient = solver or Midpoint(num_steps=1), gradient or Backprop()
         self.stem = PyramidStem(hidden, first, image_shape[0])

@@ -18,7 +18,7 @@ from odenet_lightning.kernels import FusedStep, Plan
 from odenet_lightning.solvers.base import Solver
 from odenet_lightning.solvers.evaluation import evaluate, overwritten_error
 from odenet_lightning.solvers.problem import Problem, Solution, SolverError, SolveStats, Step, VectorField
-from odenet_lightning.solvers.settings import check_positive_number
+from odenet_lightning.solvers.settings import check_positive_number, check_whole
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ def check_grid(name: str, num_steps: int | None, step_size: float | None) -> Non
     """Refuse settings that do not make a grid of equal steps."""
     if num_steps is not None and step_size is not None:
         raise ValueError(f"{name} takes num_steps or step_size, not both")
-    if num_steps is not None and (type(num_steps) is not int or num_steps < 1):
-        raise ValueError(f"num_steps must be a whole number of at least 1, not {num_steps!r}")
+    if num_steps is not None:
+        check_whole("num_steps", num_steps)
     if step_size is not None:
         check_positive_number("step_size", step_size)
 

@@ -18,6 +18,16 @@ class Settings:
         return hash(repr(self))
 
 
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Refuse a value that is not a whole number of at least `least`; a float or a bool is none.
+
+    Raises:
+        ValueError: with the name of the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
 def check_positive_number(name: str, value: Any) -> None:
     """Refuse a value that is not a positive, finite number."""
     if isinstance(value, bool) or not isinstance(value, float | int) or not 0.0 < value < math.inf:
