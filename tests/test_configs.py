@@ -180,4 +180,4 @@ def test_fast_differs_from_the_built_in_recipe_in_its_solvers_alone() -> None:
     solvers = [config["model"]["net"]["init_args"]["solver"] for config in (fast, own)]
     assert solvers == [midpoint(3), midpoint(5)]
     coarse = [config["trainer"]["callbacks"][0]["init_args"] for config in (fast, own)]
-    assert coarse == [{"epochs": 2, "solver": midpoint(1)}, {"share": 0.5, "solver": midpoint(1)}]
+    assert coarse == [{"epochs": 2, "solver": midpoint(1)}, {"share": 0.6, "solver": midpoint(1)}]
