@@ -104,7 +104,7 @@ def test_a_drawn_three_is_read_and_followed_over_time(page: Callable[[int, str],
     driver = page(1280, "light")
     draw_three(driver)
     until(driver, "#answer .first", lambda row: row.text.startswith("3"))
-    until(driver, "#told", lambda told: "Midpoint takes 3 steps" in " ".join(told.text.split()))
+    until(driver, "#told", lambda told: "Midpoint takes 5 steps" in " ".join(told.text.split()))
     until(driver, "#maps img", lambda image: image.get_attribute("alt").endswith("at t = 1"))
     slider = driver.find_element("css selector", "#time input[type=range]")
     slider.send_keys(webdriver.Keys.HOME)

@@ -124,7 +124,7 @@ def test_command_writes_what_it_has_checked(
     module = torch.export.load("deep/net.pt2", extra_files=extra).module()
     notes = json.loads(extra["notes.json"])
     assert json.loads(notes["classes"])[3] == "3"
-    assert notes["solver"] == "Midpoint(num_steps=3)"
+    assert notes["solver"] == "Midpoint(num_steps=5)"
     digits = load_sample(sample_root)
     assert (module(digits.images[:300]).argmax(1) == digits.labels[:300]).float().mean() > 0.95
 

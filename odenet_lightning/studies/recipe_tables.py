@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from odenet_lightning.studies.columns import Row, Value
 from odenet_lightning.studies.markdown import MISSING, markdown, percent, reference, shown, spread
-from odenet_lightning.studies.study import number
+from odenet_lightning.studies.study import grouped, number
 
 SAMPLE = 500  # test digits of the sample; MNIST has 10,000
 
@@ -88,3 +88,14 @@ def choice() -> str:
         for row in reference("recipes", "choice.csv")
     ]
     return markdown(("optimiser", "learning rate", "epochs", "validation accuracy", "n"), lines)
+
+
+def solver_choice() -> str:
+    """The candidates among which the solvers of the built-in recipe were chosen."""
+    lines = []
+    groups = grouped(reference("recipes", "solvers.csv"), "digits", "coarse_share", "solver", "num_steps")
+    for (digits, share, solver, steps), runs in groups.items():
+        found = [spread([number(run, name) for run in runs]) for name in ("accuracy", "changed")]
+        lines.append([digits, f"{share:.0%}", f"{steps} of `{solver}`", *found, str(len(runs))])
+    heads = ("digits", "one midpoint step for", "then", "validation accuracy", "predictions changed", "n")
+    return markdown(heads, lines)

@@ -8,7 +8,7 @@ from odenet_lightning.studies.cost import TOLERANCES, Cost
 from odenet_lightning.studies.depth import Depth
 from odenet_lightning.studies.dynamics import POSTS, Dynamics
 from odenet_lightning.studies.markdown import MISSING, markdown, reference, shown
-from odenet_lightning.studies.recipe_tables import choice, recipes, results
+from odenet_lightning.studies.recipe_tables import choice, recipes, results, solver_choice
 from odenet_lightning.studies.solvers import TITLES
 from odenet_lightning.studies.study import grouped, number, numbers
 
@@ -178,7 +178,7 @@ def digits() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    **{"results": results, "recipes": recipes, "choice": choice},
+    **{"results": results, "recipes": recipes, "choice": choice, "solver_choice": solver_choice},
     **{"steps": lambda: pairs("steps"), "loop": lambda: pairs("loop"), "evaluate": lambda: pairs("evaluate", "s")},
     **{"gradients": gradients, "solvers": solvers, "depth": depth, "cost": cost, "paper": paper, "flow": flow},
     **{"digits": digits, "dynamics": dynamics},
