@@ -133,7 +133,7 @@ def test_command_writes_what_it_has_checked(
     ("flags", "said"),
     [
         (["--path", "net.bin"], "name a file that ends in .onnx, .pt2 or .ckpt"),
-        (["--solver", "Dopri5"], "give --solver RK4 --solver.num_steps 1, which changes 0 of 500 predictions, and the"),
+        (["--solver", "Dopri5"], "give --solver RK4 --solver.num_steps 1, which changes 1 of 500 predictions, and the"),
         (["--solver", "Midpoint"], "give num_steps or step_size"),
         (["--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt"),
     ],
