@@ -61,8 +61,9 @@ def next_level(
     from the two differ. No change of the expected accuracy is larger; it needs no labels; and unlike a count of changed
     predictions it is smooth, so that 1,000 images are enough for a bound of one in 1,000.
 
-    The level rises by one where the change exceeds the bound, so that the weights can follow; it falls by one where
-    the change would be within half the bound on the level below.
+    Where the change exceeds the bound, the level rises to the lowest on which it does not: weights that are trained on
+    with too few steps move to dynamics that no number of them solves. It falls by one where the change would be within
+    half the bound on the level below.
 
     Args:
         net: the network, in evaluation mode.
@@ -92,8 +93,10 @@ def next_level(
         accurate = accurate_solver(net)
     truth = solved(accurate)
     present = change(level)
-    if present > bound and level < MOST:
-        return level + 1, present
+    if present > bound:
+        while level < MOST and change(level := level + 1) > bound:
+            pass
+        return level, present
     if level > 0 and present <= bound and change(level - 1) <= bound / 2:
         return level - 1, present
     return level, present

@@ -23,10 +23,11 @@ class IsODE(Callback):
     several processes, it uses the first one's images. A network without an ODE block is left alone.
 
     With `keep` it also makes the network stay an ODE, or become one. Before each validation of `fit` it doubles the
-    number of steps (or divides the tolerances by ten) if an accurate solver changes the predictions by more than
+    number of steps (or divides the tolerances by ten) until an accurate solver changes the predictions by no more than
     `keep`, and goes one level back, never below the start, if that is good enough (see `refinement.next_level`).
     Validation, checkpoints and further training use the chosen solver; with `CoarseStart`, it is the one that follows
-    the coarse solver. A short run needs several validations per epoch to get from few steps to enough.
+    the coarse solver. Weights that have long been trained with too few steps may not become an ODE again, so a short
+    run needs several validations per epoch (`--trainer.val_check_interval 0.2`).
 
     Args:
         images: number of images to compare; 0 switches the callback off.
