@@ -1,7 +1,9 @@
-"""Shared fixtures: digits that need no network, a finished run, and a place to run in."""
+"""Shared fixtures: digits that need no network, a finished run, a place to run in, and the kernels, built anew."""
 
 import hashlib
+import importlib.resources
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +14,12 @@ import torch
 from odenet_lightning import graphs
 from odenet_lightning.cli import main
 from odenet_lightning.data import checksums, datasets, download, load_sample
+from odenet_lightning.kernels import conv_field
+from odenet_lightning.kernels.compiled import Library
 from tests.called_again import CalledAgain
 from tests.digits import write_idx
 from tests.helpers import FEW
+from tests.kernel_fields import BUILDS, flags
 from tests.pets import save
 
 # Lightning's own call of jsonargparse is deprecated there; it is theirs to mend
@@ -100,3 +105,23 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     monkeypatch.setattr(graphs, "recorder_for", lambda device: CalledAgain(calls, waits=False))
     return calls
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Library]:
+    """Every build that this machine can run, made anew, without warnings."""
+    source = importlib.resources.files("odenet_lightning.kernels") / "conv_field.c"
+    made = {}
+    for name in BUILDS:
+        path = tmp_path_factory.mktemp("kernels") / f"{name}.so"
+        command = ["cc", *flags(name), "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", str(source), "-o", str(path)]
+        subprocess.run([*command, "-lm"], check=True)
+        made[name] = Library(name, str(path))
+    return made
+
+
+@pytest.fixture(params=BUILDS)
+def build(request: pytest.FixtureRequest, compiled: dict[str, Library], monkeypatch: pytest.MonkeyPatch) -> Library:
+    """A build, in the place of the installed one."""
+    monkeypatch.setattr(conv_field, "library", lambda: compiled[request.param])
+    return compiled[request.param]

@@ -1,71 +1,33 @@
-"""The solver Reversible and its gradient: order, cost, exactness, memory, stability, and what they refuse."""
+"""The solver Reversible: order, cost, dense output, stability, and what it refuses."""
 
 import math
 from typing import Any
 
 import pytest
 import torch
-import torch.utils.checkpoint
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
-from odenet_lightning.block import ODEBlock
-from odenet_lightning.fields import ConvField
-from odenet_lightning.gradients import Adjoint, Backprop, Checkpoint, GradientError, UnknownTensorError
 from odenet_lightning.gradients import Reversible as ReversibleGradient
-from odenet_lightning.kernels import library
 from odenet_lightning.solvers import (
     RK4,
     Bosh3,
     Dopri5,
     Euler,
-    FieldError,
     Heun,
     Midpoint,
     Problem,
     Reversible,
     RungeKutta,
-    Solver,
     SolverError,
-    TorchDiffEq,
     Tsit5,
 )
 from odenet_lightning.solvers.reversible import DAMPING
-from odenet_lightning.studies.memory import LiveBytes
 from tests.gradient_problems import (
-    Generated,
-    Hidden,
-    Late,
-    Noisy,
-    Normed,
-    Parametrized,
-    Rectified,
-    gradients_of,
-    grads_of,
-    largest_difference,
     loss_of,
-    made,
     mixer_problem,
-    saved_bytes,
-    start,
 )
 from tests.methods import fitted_order
-from tests.problems import PROBLEMS, Decay, conv_problem, count_calls, oscillator, relative_error, swing
-
-EQUAL: list[RungeKutta] = [
-    *(Euler(4), Midpoint(1), Midpoint(5), Heun(step_size=0.3), RK4(3), Bosh3(num_steps=4), Dopri5(num_steps=2))
-]
-CONTROLLED: list[RungeKutta] = [
-    *(Dopri5(1e-4, 1e-4), Bosh3(1e-5, 1e-5, first_step=0.5), Tsit5(1e-6, 1e-6, first_step="warm"))
-]
-each_method = pytest.mark.parametrize("method", EQUAL + CONTROLLED, ids=repr)
-TWO = Reversible(Midpoint(num_steps=2))
-
-
-# --- the solver
-
+from tests.problems import PROBLEMS, Decay, count_calls, oscillator, relative_error, swing
+from tests.reversible_methods import CONTROLLED, each_method
 
 # without the problems on which terms of orders 5 and 6 cancel until the error is lost in rounding
 ORDERS = [
@@ -215,284 +177,3 @@ def test_stability_limit_is_the_coupling_s(method: type[RungeKutta]) -> None:
 def test_bad_coupling_is_refused(coupling: Any) -> None:
     with pytest.raises(ValueError, match=r"coupling must lie in \(0, 1\]"):
         Reversible(Midpoint(num_steps=2), coupling)
-
-
-# --- the gradient
-
-
-@pytest.mark.parametrize("coupling", [None, 0.9, 0.999, 1.0])
-@each_method
-def test_equals_backprop_through_the_same_steps(method: RungeKutta, coupling: float | None) -> None:
-    solver = Reversible(method, coupling)
-    cases: list[tuple[nn.Module, Tensor, float, float]] = [(*mixer_problem(), 0.0, 1.0)]
-    cases += [(p.field, p.y0, p.t0, p.t1) for p in (make() for make in PROBLEMS.values())]
-    for field, y0, t0, t1 in cases:
-        plain, truth = gradients_of(Backprop(), solver, field, y0, t0, t1)
-        for gradient in (ReversibleGradient(), Checkpoint(), Checkpoint(slots=2)):
-            found, grads = gradients_of(gradient, solver, field, y0, t0, t1)
-            assert torch.equal(found.y, plain.y)
-            assert found.stats == plain.stats
-            assert largest_difference(grads, truth) <= 1e-10
-
-
-def test_checkpoint_takes_the_warm_steps_again() -> None:
-    grads = []
-    for gradient in (Backprop(), Checkpoint()):
-        field, y0 = Decay(3.0), torch.tensor([[1.0, -2.0]], dtype=torch.float64, requires_grad=True)
-        problem = Problem(field, y0, warm_step=0.7)
-        solution = gradient.solve(Reversible(Dopri5(1e-3, 1e-3, first_step="warm")), problem)
-        by_y0, by_rate = torch.autograd.grad(solution.y.sum(), (y0, field.rate))
-        grads.append(torch.cat([by_y0.flatten(), by_rate.flatten()]))
-    assert relative_error(grads[1], grads[0]) < 1e-13
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    steps=st.integers(1, 100),
-    coupling=st.none() | st.floats(0.9, 1.0),
-    method=st.sampled_from([Euler, Midpoint, Heun, RK4]),
-    scale=st.floats(0.1, 3.0),
-)
-def test_equals_backprop_for_any_steps_and_coupling(
-    steps: int, coupling: float | None, method: Any, scale: float
-) -> None:
-    field, y0 = mixer_problem()
-    solver = Reversible(method(num_steps=steps), coupling)
-    truth = gradients_of(Backprop(), solver, field, scale * y0)[1]
-    found, grads = gradients_of(ReversibleGradient(), solver, field, scale * y0)
-    assert largest_difference(grads, truth) <= 1e-9
-    assert found.stats.backward is not None
-    assert found.stats.backward.y0_error <= 1e-9
-
-
-def test_gradient_equals_finite_differences() -> None:
-    field, y0 = mixer_problem()
-
-    def solve(y0: Tensor, *params: Tensor) -> Tensor:
-        return ReversibleGradient().solve(Reversible(Heun(num_steps=3), 0.8), Problem(field, y0)).y
-
-    assert torch.autograd.gradcheck(solve, (y0.requires_grad_(), *field.parameters()), atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("steps", "lost"), [(64, 1e-5), (1_000, 1e-4)])
-def test_many_steps_in_single_precision(steps: int, lost: float) -> None:
-    """Undoing them multiplies rounding by exp(2), whatever their number."""
-    field, y0 = conv_problem(batch=1, size=6)
-    solver = Reversible(Euler(num_steps=steps))
-    double = ConvField(6).double()
-    double.load_state_dict(field.state_dict())
-    truth = gradients_of(Backprop(), solver, double, y0.double())[1]
-    found, grads = gradients_of(ReversibleGradient(), solver, field, y0)
-    one, other = (torch.cat([g.double().flatten() for g in each]) for each in (grads, truth))
-    assert float((one - other).norm() / other.norm()) < lost
-    assert found.stats.backward is not None
-    assert 0 < found.stats.backward.y0_error < lost
-
-
-def test_a_coupling_that_loses_the_start_is_refused() -> None:
-    """0.99 for each of 1,000 steps multiplies rounding by 23,000."""
-    field, y0 = conv_problem(batch=1, size=6)
-    solution = ReversibleGradient().solve(Reversible(Euler(num_steps=1_000), 0.99), Problem(field, y0))
-    with pytest.raises(GradientError, match="a coupling nearer to 1"):
-        solution.y.sum().backward()
-
-
-def test_memory_does_not_grow_with_the_steps() -> None:
-    field, y0 = conv_problem(batch=2, size=13)
-    y0.requires_grad_()
-    held, peak = [], []
-    for steps in (2, 64):
-        solver = Reversible(Midpoint(num_steps=steps))
-        kept, _ = saved_bytes(lambda solver=solver: ReversibleGradient().solve(solver, Problem(field, y0)), field)
-        held.append(kept)
-        with LiveBytes() as live:
-            ReversibleGradient().solve(solver, Problem(field, y0)).y.sum().backward()
-        peak.append(live.peak)
-    assert held == [2 * y0.nbytes, 2 * y0.nbytes]
-    assert peak[1] <= 1.05 * peak[0]
-
-
-@pytest.mark.skipif(library() is None, reason="no kernel here")
-@pytest.mark.parametrize("method", [Midpoint(num_steps=3), Dopri5(1e-3, 1e-3), Bosh3(1e-3, 1e-3, 0.2)], ids=repr)
-def test_the_kernel_takes_whole_steps_of_it(method: RungeKutta, monkeypatch: pytest.MonkeyPatch) -> None:
-    field, y0 = conv_problem(batch=2)
-    taken: list[str] = []
-    step, once = ConvField.runge_kutta_step, ConvField.forward
-    monkeypatch.setattr(ConvField, "runge_kutta_step", lambda *args: taken.append("step") or step(*args))
-    monkeypatch.setattr(ConvField, "forward", lambda *args: taken.append("once") or once(*args))
-    solution, grads = gradients_of(ReversibleGradient(), Reversible(method), field, y0)
-    steps = solution.stats.accepted
-    assert taken.count("step") == 2 * (2 * steps - 1) + solution.stats.rejected
-    # f(t, z) at the start of each step, which all attempts share, and one for the guess at the first
-    guess = 0 if getattr(method, "first_step", None) == 0.2 else 1
-    assert taken.count("once") == (steps + guess if method.controls_error else 0)
-    monkeypatch.undo()
-    double = ConvField(6).double()
-    double.load_state_dict(field.state_dict())
-    truth = gradients_of(Backprop(), Reversible(method), double, y0.double())[1]
-    one, other = (torch.cat([g.double().flatten() for g in each]) for each in (grads, truth))
-    assert float((one - other).norm() / other.norm()) < 1e-3
-
-
-# --- what it refuses
-
-
-@pytest.mark.parametrize(
-    "solver", [Midpoint(num_steps=2), Dopri5(), TorchDiffEq("dopri5")], ids=lambda solver: type(solver).__name__
-)
-def test_another_solver_is_refused_by_name_where_a_gradient_is_wanted(solver: Solver) -> None:
-    field, y0 = mixer_problem()
-    with pytest.raises(GradientError, match=rf"{type(solver).__name__}\(.*use the solver Reversible"):
-        ReversibleGradient().solve(solver, Problem(field, y0))
-    with torch.no_grad():
-        found = ReversibleGradient().solve(solver, Problem(field, y0)).y
-        assert torch.equal(found, solver.solve(Problem(field, y0)).y)
-
-
-def test_noise_is_the_forward_pass_s() -> None:
-    solver = Reversible(Midpoint(num_steps=3))
-    results = [
-        [*grads_of(made(Noisy, solver, gradient), start()), torch.rand(3)]
-        for gradient in (Backprop(), ReversibleGradient(), Checkpoint())
-    ]
-    for other in results[1:]:
-        for one, found in zip(results[0], other, strict=True):
-            torch.testing.assert_close(one, found, rtol=1e-4, atol=1e-6)
-    with pytest.raises(FieldError, match=r"Noisy draws random numbers \(dropout\?\)"):
-        made(Noisy, Reversible(Bosh3(0.1, 0.1, first_step=0.5)), ReversibleGradient())(start())
-
-
-def test_a_generator_of_the_field_s_own_is_noticed() -> None:
-    class Own(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.generator = torch.Generator().manual_seed(0)
-
-        def forward(self, t: Tensor, y: Tensor) -> Tensor:
-            return y * torch.rand(y.shape, generator=self.generator)
-
-    y1 = made(Own, TWO, ReversibleGradient())(start())
-    with pytest.raises(GradientError, match=r"relative error of .* Own contracts .* or it gives other values"):
-        y1.sum().backward()
-
-
-def test_a_flow_that_contracts_too_strongly_is_refused() -> None:
-    y0 = torch.ones(3, requires_grad=True)
-    wide = torch.linspace(0.5, 1.0, 3)
-    solution = ReversibleGradient().solve(Reversible(RK4(num_steps=40)), Problem(lambda t, y: -40 * wide * y, y0))
-    with pytest.raises(GradientError, match=r"cannot be trusted.*Checkpoint with the solver RK4\(num_steps=40\)"):
-        solution.y.sum().backward()
-
-
-def test_running_statistics_and_written_buffers() -> None:
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.tensor(0.7))
-            self.register_buffer("calls", torch.zeros(()))
-
-        def forward(self, t: Tensor, y: Tensor) -> Tensor:
-            self.calls += 1  # pyright: ignore
-            return self.weight * y / self.calls.item()  # pyright: ignore
-
-    for make in (Normed, Counting):
-        truth, block = made(make, TWO, Backprop()), made(make, TWO, ReversibleGradient())
-        for one, other in zip(grads_of(truth, start()), grads_of(block, start()), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-        for name, buffer in truth.named_buffers():
-            assert torch.equal(buffer, dict(block.named_buffers())[name]), name
-
-
-@pytest.mark.parametrize("make", [Hidden, Late])
-@pytest.mark.parametrize("wants_start", [True, False])
-def test_a_tensor_without_a_gradient_is_named(make: Any, wants_start: bool) -> None:
-    block = made(make, Reversible(Midpoint(num_steps=4)), ReversibleGradient())
-    with pytest.raises(UnknownTensorError, match=r"uses a tensor .*nn\.ModuleList.*Backprop"):
-        block(start().requires_grad_(wants_start)).sum().backward()
-
-
-def test_other_guards_hold() -> None:
-    with pytest.raises(FieldError, match="Rectified changes its input y in place"):
-        made(Rectified, TWO, ReversibleGradient())(start())
-    block = made(Generated, TWO, ReversibleGradient())
-    block.field.generate()  # pyright: ignore[reportCallIssue]
-    with pytest.raises(GradientError, match="compute it within the field, or use Backprop"):
-        grads_of(block, start())
-    block = made(Parametrized, TWO, ReversibleGradient())
-    with nn.utils.parametrize.cached(), pytest.raises(GradientError, match=r"leave cached\(\) out"):
-        block(start())
-    block = made(lambda: ConvField(6), TWO, ReversibleGradient())
-    with pytest.raises(GradientError, match=r"Reversible .* use Backprop"):
-        vmap(lambda y: block(y[None]))(start().detach())
-    with pytest.raises(GradientError, match=r"create_graph=True.*Backprop"):
-        torch.autograd.grad(block(start()).sum(), block.field.conv.weight, create_graph=True)  # pyright: ignore
-    loss = block(start()).sum()
-    with torch.no_grad():
-        block.field.conv.weight.mul_(2.0)  # pyright: ignore
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-def test_tensors_may_be_given_moved_and_recomputed() -> None:
-    block = made(lambda: ConvField(6), TWO, ReversibleGradient())
-    truth = grads_of(block, start())
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach().clone(), lambda x: x):
-        moved = grads_of(block, start())
-    y0 = start()
-    block.zero_grad()
-    torch.utils.checkpoint.checkpoint(block, y0, use_reentrant=False).square().mean().backward()  # pyright: ignore
-    again = [y0.grad, *(p.grad for p in block.parameters())]
-    given = {name: p.detach().clone().requires_grad_() for name, p in block.named_parameters()}
-    other = made(lambda: ConvField(6), TWO, ReversibleGradient())
-    with torch.no_grad():
-        other.field.conv.weight.zero_()  # pyright: ignore
-    loss = functional_call(other, given, (start(),)).square().mean()
-    replaced = [truth[0], *torch.autograd.grad(loss, tuple(given.values()))]
-    for found in (moved, again, replaced):
-        for one, right in zip(found, truth, strict=True):
-            torch.testing.assert_close(one, right, rtol=1e-5, atol=1e-8)
-
-
-def test_later_layers_empty_solves_and_no_grad() -> None:
-    net = nn.Sequential(made(lambda: ConvField(6), TWO, ReversibleGradient()), nn.ReLU(inplace=True))
-    plain = nn.Sequential(made(lambda: ConvField(6), TWO, Backprop()), nn.ReLU())
-    found, truth = start(), start()
-    net(found).square().mean().backward()
-    plain(truth).square().mean().backward()
-    torch.testing.assert_close(found.grad, truth.grad, rtol=1e-5, atol=1e-8)
-    y0 = start()
-    ReversibleGradient().solve(TWO, Problem(net[0].field, y0, 0.5, 0.5)).y.sum().backward()  # pyright: ignore
-    assert y0.grad is not None
-    assert bool((y0.grad == 1).all())
-    with torch.no_grad():
-        assert torch.equal(net[0](start()), plain[0](start()))
-        assert torch.equal(net[0].trajectory(start())[-1], net[0](start()))  # pyright: ignore
-
-
-def test_autocast_and_the_adjoint_take_it() -> None:
-    torch.manual_seed(0)
-    field = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.Tanh())
-    block = ODEBlock(Fixed(field), Reversible(Midpoint(num_steps=4)), ReversibleGradient())
-    grads = []
-    for enabled in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            y1 = block(start())
-        assert y1.dtype == torch.float32
-        block.zero_grad()
-        y1.square().mean().backward()
-        grads.append(torch.cat([p.grad.flatten() for p in block.parameters() if p.grad is not None]))
-    assert 0 < relative_error(grads[1], grads[0]) < 0.05
-    field, y0 = mixer_problem()
-    truth = gradients_of(Backprop(), RK4(num_steps=20), field, y0)[1]
-    assert largest_difference(gradients_of(Adjoint(), Reversible(RK4(num_steps=20)), field, y0)[1], truth) < 1e-4
-
-
-class Fixed(nn.Module):
-    """The same network at all times."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.net(y)
