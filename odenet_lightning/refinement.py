@@ -43,7 +43,10 @@ def probabilities(net: Classifier, images: Tensor) -> Tensor:
 
 
 def variation(p: Tensor, q: Tensor) -> float:
-    """The total variation distance between class probabilities, sum_k |p_k - q_k| / 2, averaged over the images."""
+    """The total variation distance between class probabilities, sum_k |p_k - q_k| / 2, averaged over the images.
+
+    The probability that labels drawn from the two differ: no change of the expected accuracy is larger.
+    """
     return float((p - q).abs().sum(1).mean() / 2)
 
 
@@ -57,9 +60,8 @@ def next_level(
 ) -> tuple[int, float]:
     """The level to train with next, chosen by how much an accurate solver changes the predictions.
 
-    The change is the `variation` of the class probabilities between the two solvers: the probability that labels drawn
-    from the two differ. No change of the expected accuracy is larger; it needs no labels; and unlike a count of changed
-    predictions it is smooth, so that 1,000 images are enough for a bound of one in 1,000.
+    The change is the `variation` of the class probabilities between the two solvers. It needs no labels, and unlike a
+    count of changed predictions it is smooth, so that 1,000 images are enough for a bound of one in 1,000.
 
     Where the change exceeds the bound, the level rises to the lowest on which it does not: weights that are trained on
     with too few steps move to dynamics that no number of them solves. It falls by one where the change would be within
@@ -68,10 +70,9 @@ def next_level(
     Args:
         net: the network, in evaluation mode.
         images: `[N, C, H, W]`, at least one.
-        first: the solver at level 0.
-        level: the present one.
+        first, level: the solver at level 0, and the present level.
         bound: the largest change, a share in (0, 1).
-        mean: of a number over processes, so that all of them choose the same.
+        mean: of a number over processes, so that all choose the same.
 
     Returns:
         The next level, at most 5, and the change on the present one: 1 where its solver cannot solve the ODE; NaN
@@ -94,9 +95,8 @@ def next_level(
     truth = solved(accurate)
     present = change(level)
     if present > bound:
-        while level < MOST and change(level := level + 1) > bound:
-            pass
-        return level, present
+        finer = (finer for finer in range(level + 1, MOST) if change(finer) <= bound)
+        return next(finer, MOST), present
     if level > 0 and present <= bound and change(level - 1) <= bound / 2:
         return level - 1, present
     return level, present
