@@ -122,12 +122,12 @@ class CommandLine:
             given = kept(given, tree, defaults())
             chosen, base = (kept(below, tree, None, never) for below in (chosen, base))
         if not (has_solver(chosen) and has_solver(kept(defaults(), checkpoint, None))):
-            base.pop("trainer", None)  # the coarse start goes with the quick recipe's network and solver
+            base.pop("trainer", None)  # the coarse start goes with the built-in recipe's network and solver
         return base, given
 
 
 def has_solver(settings: dict[str, Any]) -> bool:
-    """Whether the quick recipe's network and its solver are among these settings."""
+    """Whether the built-in recipe's network and its solver are among these settings."""
     return "solver" in arguments(arguments(settings.get("model") or {}).get("net") or {})
 
 

@@ -18,7 +18,7 @@ SAMPLE_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50
 
 
 def has_mnist(folder: Path) -> bool:
-    """Whether all four files are in a folder, whatever is in them."""
+    """Whether all four files are in a folder, whatever they contain."""
     return all((folder / name).is_file() for name in MNIST_SHA256)
 
 

@@ -60,7 +60,7 @@ def relative(kind: type[MNIST], names: tuple[str, ...]) -> Relative:
 
 
 def open_qmnist(root: str, **kwargs: Any) -> Digits:
-    """QMNIST's parts, whose labels' first of eight columns is the class; the others tell of the writer."""
+    """QMNIST's parts; the first of the labels' eight columns is the class, the others describe the writer."""
     part = QMNIST(root, **kwargs)
     return Digits(part.data, part.targets[:, 0].contiguous())
 
@@ -115,7 +115,7 @@ def is_mnist_there(root: Path) -> bool:
 
 
 def load(name: str, root: Path) -> tuple[Digits, Digits]:
-    """A set's training and test part."""
+    """A set's training and test parts."""
     if name == "mnist":
         check_mnist(raw_folder(root))
     known = RELATIVES[name]

@@ -9,7 +9,7 @@ ImageShape = tuple[int, int, int]  # channels, height, width
 
 
 class DataError(RuntimeError):
-    """The digits asked for are not there, or are not what they should be."""
+    """The images asked for are missing, or are not what they should be."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,22 @@ class Digits:
         return Digits(self.images[index], self.labels[index])
 
     def to(self, device: torch.device) -> "Digits":
-        """On another device."""
+        """Return them on another device."""
         return Digits(self.images.to(device), self.labels.to(device))
 
     def shuffled(self, seed: int) -> "Digits":
-        """In an order by a seed, so that the first of them are a fair draw (files may be sorted)."""
+        """Return them in an order drawn by a seed, so that the first are a random sample (files may be sorted)."""
         return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))]
 
 
 def split_stratified(digits: Digits, val_share: float, test_share: float, seed: int) -> dict[str, Digits]:
-    """Cut validation and test from each class at random, the same shares of every class, and at least an image each.
+    """Cut validation and test from each class at random: the same share of every class, at least one image.
 
     Args:
-        digits: all images; of a class with n of them, n * share go, rounded.
-        val_share: of validation; 0 for none.
-        test_share: of test; 0 for none.
-        seed: what the cut is drawn by.
+        digits: all images; of the n in a class, n * share are cut, rounded.
+        val_share: share of validation; 0 for none.
+        test_share: share of the test; 0 for none.
+        seed: of the random draw.
     """
     generator = torch.Generator().manual_seed(seed)
     parts: dict[str, list[Tensor]] = {"train": [], "val": [], "test": []}

@@ -23,8 +23,8 @@ class FromPixels(nn.Module):
 def traced(net: Classifier, image_shape: tuple[int, int, int]) -> ExportedProgram:
     """The network as a graph of PyTorch's operators, from pixels to logits, for any batch size.
 
-    Not for solvers that choose their steps by the state: a graph has a fixed number of them. PyTorch's operators take
-    the place of the C kernel while a network is traced.
+    It does not suit solvers that choose their steps by the state: a graph has a fixed number of them. PyTorch's
+    operators take the place of the C kernel while a network is traced.
 
     Args:
         net: the network, in evaluation mode, on the CPU, with fixed-step solvers only.

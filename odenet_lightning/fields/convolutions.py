@@ -98,7 +98,7 @@ class ConvField(Field):
     One group norm serves both places, so its scale and shift are shared (as in the post); the
     convolution is 3 x 3 with padding 1 and keeps `[B, C, H, W]`.
 
-    Not for tasks where the dynamics must change over t: see Chen et al. 2018 (arXiv:1806.07366),
+    Do not use it for tasks where the dynamics must change over t: see Chen et al. 2018 (arXiv:1806.07366),
     whose field takes t as an extra channel.
 
     Args:

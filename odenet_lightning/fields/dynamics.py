@@ -18,15 +18,15 @@ from odenet_lightning.solvers.settings import check_whole
 class SecondOrder(Field):
     """y'' = f(t, y), as a first-order system of position and velocity (Norcliffe et al. 2020, arXiv:2006.07220).
 
-    The state is (y, v), the first and second half of its channels: dy/dt = v, dv/dt = f(t, y). So the field has half
-    as many channels as the state, and an evaluation costs one of the field. Any solver keeps its order. In the paper,
-    f may depend on v, too; here it does so only through the friction of `HeavyBall`.
+    The state is (y, v), the first and second half of its channels: dy/dt = v, dv/dt = f(t, y). So the field has half as
+    many channels as the state, and an evaluation costs one evaluation of the field. Any solver keeps its order. In the
+    paper, f may depend on v, too; here it does so only through the friction of `HeavyBall`.
 
     The initial velocity comes from the stem: `ODENet(channels=12)` learns all 12 channels, of which 6 are velocities;
     `ODENet(channels=6, augment_dim=6)` starts at rest.
 
-    Not for very few evaluations: from rest, the first Euler step changes the velocity alone. Without friction, the flow
-    preserves volume: it contracts in some directions only as much as it expands in others.
+    Do not use it with very few evaluations: from rest, the first Euler step changes the velocity alone. Without
+    friction, the flow preserves volume: it contracts in some directions only as much as it expands in others.
 
     Args:
         field: f, on half of the channels; by default `ConvField` with 6.
@@ -68,7 +68,7 @@ class HeavyBall(SecondOrder):
     gamma = sigmoid(omega) is learned, a single number between 0 and 1; the state is that of `SecondOrder`. Whatever f
     is, volumes of the state space shrink by exp(-gamma C H W t), for positions `[B, C, H, W]`.
 
-    Not for friction above 1, nor where `SecondOrder` does not suit.
+    It cannot have friction above 1, and does not suit where `SecondOrder` does not.
 
     Args:
         field: f, on half of the channels; by default `ConvField` with 6.
@@ -101,7 +101,7 @@ def polynomial(t: Tensor, terms: int) -> list[Tensor]:
 
 
 def piecewise(t: Tensor, terms: int) -> list[Tensor]:
-    """1 in the j-th of equal parts of [0, 1], else 0; a time that rounding puts short of a part belongs to it."""
+    """1 in the j-th of equal parts of [0, 1], else 0; a time that rounding puts just before a part counts as in it."""
     place = (t * terms + 1e-4).floor().clamp(0, terms - 1)
     return [(place == j).to(t.dtype) for j in range(terms)]
 
@@ -128,12 +128,13 @@ class Galerkin(Field):
     The functions psi_j are a cosine series or polynomials (Massaroli et al. 2020, arXiv:2002.08071), or are 1 in one of
     equal parts of [0, 1] and 0 elsewhere: weights that are piecewise constant in t (Queiruga et al. 2020 and 2021,
     arXiv:2008.02389 and 2106.08018). The coefficients theta_j are the parameters of copies of the field, so that each
-    has the name and shape of its parameter. Initially it is the given field, the same at all times.
+    has the name and shape of its parameter. Initially, the field is the given one at all times.
 
-    Parameters: `terms` times the field's. Time: the sums, and no kernel for whole steps. Where each image has its own
-    time (`per_sample`), each has its own weights, and the field runs under `torch.vmap`, which is slow.
+    Parameters: `terms` times the field's. Time: each evaluation computes the sums, and no kernel takes whole steps.
+    Where each image has its own time (`per_sample`), each has its own weights, and the field runs under `torch.vmap`,
+    which is slow.
 
-    Not "piecewise" unless the steps end at the breaks j / terms: a step over a break has an error of order h, so every
+    Use "piecewise" only if the steps end at the breaks j / terms: a step over a break has an error of order h, so every
     method is of first order, and an adaptive one takes many small steps there. `Euler` and `Midpoint` keep their order
     if `num_steps` is a multiple of `terms`. `Heun`, `RK4` and the rest do not, nor does the backward solve of
     `Adjoint`: they also evaluate f at the break that ends a step, where the next part's weights apply. With fewer steps

@@ -37,7 +37,7 @@ class Adjoint(Gradient):
     of both solves, which shrink only with the tolerances. At the post's tolerance of 0.1 expect tens of
     per cent (64 % in the reference rows of `study gradients`).
 
-    Not recommended when the states fit into memory, or when gradients must be trusted: `Checkpoint` is
+    It is not recommended when the states fit into memory, or when gradients must be trusted: `Checkpoint` is
     exact, keeps little, and is faster in every row of `study gradients`. A flow that contracts strongly cannot
     be recomputed backwards at any tolerance (Gholami et al. 2019, arXiv:1902.10298), and the gradient is then
     wrong. `SolveStats.backward.y0_error` is the relative error of the recomputed y0; a warning is given, once

@@ -12,7 +12,7 @@ class Backprop(Gradient):
     its intermediate results. Step sizes count as constants (not in `TorchDiffEq`, see there). Higher
     derivatives, `torch.func` and forward mode work.
 
-    Not when memory is short: `Checkpoint` gives the same gradient with less.
+    Do not use it when memory is short: `Checkpoint` gives the same gradient with less.
     """
 
     def solve(self, solver: Solver, problem: Problem) -> Solution:

@@ -20,8 +20,8 @@ from odenet_lightning.solvers import AdaptiveRungeKutta, FieldError, Problem, So
 from odenet_lightning.solvers.evaluation import name_of
 from odenet_lightning.solvers.settings import check_whole
 
-# how far a recomputed step may differ, relative to the state: rounding of other kernels (1e-7 was found on the CPU; a
-# GPU's convolutions have 10 bits), in 16 bits under autocast
+# how far a recomputed step may differ, relative to the state: other kernels round differently (by 1e-7 on the CPU; a
+# GPU's convolutions have 10 bits), and autocast rounds to 16 bits
 AGREEMENT, CPU_AGREEMENT, AUTOCAST_AGREEMENT = 1e-3, 1e-5, 1e-1
 
 
@@ -29,21 +29,21 @@ class Checkpoint(Gradient):
     """The discrete adjoint: keep the accepted states, redo and differentiate each step in the backward pass.
 
     With steps y_{n+1} = Phi_n(y_n, theta) and a_N = dL/dy_N, going back over n:
-    a_n = a_{n+1} dPhi_n/dy and dL/dtheta += a_{n+1} dPhi_n/dtheta. Exact: equal to `Backprop` to
-    rounding, since it differentiates the very same steps. This is the discrete analogue of the
+    a_n = a_{n+1} dPhi_n/dy and dL/dtheta += a_{n+1} dPhi_n/dtheta. This is exact: equal to
+    `Backprop` to rounding, since it differentiates the very same steps. This is the discrete analogue of the
     adjoint method, simpler than the continuous one and without its error.
 
-    Memory: one state per accepted step, or `slots` states whatever the number of steps, plus one step's
-    intermediate results. Time: each accepted step is computed once more; with fewer slots than steps, some are
-    several times. N steps in s slots cost t(s, N + 1) of them, t(s, l) = r l - C(s + r, r - 1) with the smallest r
-    for which l <= C(s + r, s): binomial checkpointing, the fewest possible. Under error control N is known only at
-    the end, so the forward pass keeps y0 alone, and N + t(s, N) steps are computed. Rejected steps cost
-    nothing in the backward pass. Random numbers (dropout, with fixed steps) and buffers are kept with each step, as in
-    `torch.utils.checkpoint`; a step that differs when recomputed is refused. Under error control, so is a field whose
-    values depend on buffers that evaluations change (spectral norm in training).
+    Memory: one state per accepted step, or `slots` states whatever the number of steps, plus one step's intermediate
+    results. Time: each accepted step is computed once more; with fewer slots than steps, some are computed several
+    times. N steps in s slots cost t(s, N + 1) of them, t(s, l) = r l - C(s + r, r - 1) with the smallest r for which l
+    <= C(s + r, s): binomial checkpointing, the fewest possible. Under error control N is known only at the end, so the
+    forward pass keeps y0 alone, and N + t(s, N) steps are computed. Rejected steps cost nothing in the backward pass.
+    Random numbers (dropout, with fixed steps) and buffers are kept with each step, as in `torch.utils.checkpoint`; a
+    step that differs when recomputed is refused. Under error control, so is a field whose values depend on buffers that
+    evaluations change (spectral norm in training).
 
-    Not when memory is no concern (`Backprop` is usually faster), nor for higher derivatives or `torch.func`. `slots`
-    does not help with `TorchDiffEq` and `Reversible`, whose solves are recomputed whole.
+    Do not use it when memory is no concern (`Backprop` is usually faster), nor for higher derivatives or `torch.func`.
+    `slots` does not help with `TorchDiffEq` and `Reversible`, whose solves are recomputed whole.
 
     Sources: Gholami, Keutzer, Biros 2019 (ANODE, arXiv:1902.10298); Zhuang et al. 2020 (ACA,
     arXiv:2006.02493); Griewank and Walther 2000 (Revolve, ACM TOMS 26) on slots.
@@ -53,7 +53,7 @@ class Checkpoint(Gradient):
         """Keep all states by default.
 
         Args:
-            slots: most states kept at a time, y0 included, at least 1.
+            slots: the largest number of states kept at a time, y0 included, at least 1.
         """
         if slots is not None:
             check_whole("Checkpoint's slots", slots)
@@ -77,13 +77,13 @@ class Checkpoint(Gradient):
 
 
 class _Taken:
-    """The steps that a solve took, for the backward pass: without their states, of which some are kept.
+    """The steps that a solve took, for the backward pass; their states, or some of them, are kept apart.
 
     Args:
         field: f(t, y).
         y0: the first state.
         slots: number of states that may be kept at a time; None for all.
-        steps: number of steps, where it is known before.
+        steps: number of steps, if it is known in advance.
     """
 
     def __init__(self, field: VectorField, y0: Tensor, slots: int | None, steps: int | None) -> None:
@@ -112,7 +112,7 @@ class _Taken:
         return self.steps[-1]
 
     def end(self, y1: Tensor) -> None:
-        """Note where the last step ends; where each image takes steps of its own, where any of them does."""
+        """Note where the last step ends, or, if each image takes steps of its own, where every step ends."""
         if not (self.steps and isinstance(self.steps[0].t, Tensor)):
             self.ends.append(sample(y1))
             return
@@ -189,7 +189,7 @@ def deviation(output: Tensor, end: Tensor) -> Tensor:
 
 
 def refuse_other_steps(field: Recomputation, deviations: Sequence[Tensor]) -> None:
-    """Refuse a gradient of other steps than the forward pass took; one device-to-host synchronisation."""
+    """Refuse a gradient of steps that the forward pass did not take; this synchronises device and host once."""
     largest = float(torch.stack(list(deviations)).max()) if deviations else 0.0
     agreement = CPU_AGREEMENT if field.device_type == "cpu" else AGREEMENT
     # NaN passes: the loss is checked for it

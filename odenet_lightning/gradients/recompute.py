@@ -30,16 +30,16 @@ SAMPLED = 64  # entries of a state that are kept, to detect one that differs whe
 def named(
     module: nn.Module, tensors: Callable[[nn.Module], Mapping[str, Tensor | None]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a module and those within it, with their names, each module once."""
+    """The tensors of a module and of the modules within it, with their names, each module once."""
     for path, part in module.named_modules():
         yield from ((f"{path}.{name}".strip("."), x) for name, x in tensors(part).items() if x is not None)
 
 
 def tensors_of(field: VectorField) -> dict[str, Tensor]:
-    """The field's parameters by name; none of a plain function.
+    """The field's parameters by name; a plain function has none.
 
-    One that several modules share has a name in each. A module that is used in several places has one name, as
-    `torch.func.functional_call` would leave it with the replaced tensors if it were given a second one.
+    A parameter that several modules share has a name in each. A module that is used in several places has one name:
+    given a second one, `torch.func.functional_call` would leave the replaced tensors in it.
     """
     return dict(named(field, lambda module: module._parameters)) if isinstance(field, nn.Module) else {}
 
@@ -50,7 +50,7 @@ def inputs_of(field: VectorField) -> tuple[Tensor, ...]:
 
 
 def buffers_of(field: VectorField) -> dict[str, Tensor]:
-    """Copies of the field's buffers: a norm's running statistics change in place, and without being counted."""
+    """Copies of the field's buffers: a norm's running statistics change in place, and autograd does not notice."""
     if not isinstance(field, nn.Module):
         return {}
     return {name: buffer.clone() for name, buffer in named(field, lambda module: module._buffers)}
@@ -79,13 +79,13 @@ class Surroundings:
 
     @staticmethod
     def of(field: VectorField, y: Tensor, before: "Surroundings | None" = None) -> "Surroundings":
-        """As they are now; the same object as `before` where no buffer is there and no number was drawn."""
+        """Return those of now, or `before` itself if there are no buffers and no number was drawn since."""
         devices, states = ([], []) if y.device.type == "cpu" else get_device_states(y)
         now = Surroundings(torch.get_rng_state(), (list(devices), list(states)), buffers_of(field))
         return before if before is not None and not now.buffers and before.draws_alike(now) else now
 
     def draws_alike(self, other: "Surroundings") -> bool:
-        """Whether random numbers continue from the same place; of states on the host, so no device is waited for."""
+        """Whether random numbers continue from the same place. The states are on the host: it waits for no device."""
         here, there = ([each.random, *each.device_random[1]] for each in (self, other))
         return all(map(torch.equal, here, there))
 
@@ -131,8 +131,8 @@ class Recomputation:
     def refuse_changed_values(self, problem: Problem) -> None:
         """After a solve under error control, refuse a field whose values depend on buffers that evaluations change.
 
-        A step is known to be accepted only when its evaluations, and those of rejected ones, have changed the buffers.
-        Spectral norm makes the values agree far better than the gradients, so they must agree to rounding.
+        A step is accepted or rejected only after its evaluations, which may have changed the buffers. Spectral norm
+        makes the values agree far better than the gradients, so they must agree to rounding.
 
         Raises:
             FieldError: its values with the buffers before the solve differ from those with the buffers after it.
@@ -159,8 +159,8 @@ class Recomputation:
     def tensors(self, saved: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors to differentiate by, given the saved parameters; where these differ, they replace the module's.
 
-        They are others under `torch.func.functional_call` and where hooks for saved tensors have moved them. Those with
-        hooks of their own are replaced, too: a hook is for the whole gradient, once, not for each evaluation's part.
+        They differ under `torch.func.functional_call` and if hooks for saved tensors have moved them. Those with hooks
+        of their own are replaced, too: a hook is called once, with the whole gradient, not with each evaluation's part.
 
         Raises:
             GradientError: the field was switched between training and evaluation since the forward pass.
@@ -179,7 +179,7 @@ class Recomputation:
         return given
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        """f(t, y), counted; of some images of the batch, in part."""
+        """Return f(t, y) and count the evaluation; for a part of the batch, count that part of one."""
         self.stats.evaluations += self.share(y)
         if self.substitutes and isinstance(self.field, nn.Module):
             return functional_call(self.field, self.substitutes, (t, y), tie_weights=False)
@@ -195,14 +195,14 @@ class Recomputation:
         return taken
 
     def share(self, y: Tensor) -> float:
-        """The part of the batch that a state is."""
+        """The share of the batch's images that a state has."""
         return 1 if y.numel() == self.size else y.numel() / self.size
 
     @contextmanager
     def as_in_forward(self, buffers: dict[str, Tensor]) -> Iterator[None]:
         """Evaluate under the forward pass's autocast, with gradients, on copies of its buffers.
 
-        Without autocast's cache of cast weights, which would outlive its graph.
+        Autocast's cache of cast weights is off, since it would outlive its graph.
         """
         if buffers:
             self.substitutes = {**self.substitutes, **{name: buffer.clone() for name, buffer in buffers.items()}}
@@ -227,8 +227,8 @@ class Recomputation:
         """Refuse a result that depends on tensors with gradients that are not among the known ones, or has lost some.
 
         Raises:
-            FieldError: with the shape of one, or the name of one that the forward pass has computed without gradients
-                and the field has kept.
+            FieldError: it gives the shape of an unknown one, or the name of one that the field has kept from the
+                forward pass, where it was computed without gradients.
         """
         refuse_unknown_leaves(self.field, output, known)
         if not self.keeps or all(x.requires_grad for _, x in self.before.new()):

@@ -1,4 +1,4 @@
-"""The gradient of reversible steps: each is undone by algebra and differentiated, so no state of the solve is kept."""
+"""The gradient of reversible steps: each is undone by algebra and differentiated, so no earlier state is kept."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ from odenet_lightning.gradients.recompute import Recomputation, Surroundings, ad
 from odenet_lightning.solvers import Problem, Solution, Solver, Step, rms_norm
 from odenet_lightning.solvers import Reversible as ReversibleSolver
 
-# how far the recomputed y0 may be off: rounding, of 16 bits under autocast
+# how far the recomputed y0 may be off: by rounding, under autocast to 16 bits
 AGREEMENT, AUTOCAST_AGREEMENT = 1e-4, 1e-1
 
 
@@ -26,18 +26,18 @@ class Reversible(Gradient):
     """The discrete adjoint of the solver `Reversible`, whose steps are undone instead of kept.
 
     From the last pair (y, z) back to y0, with Phi and c of the solver: each step of Phi is computed once more, the
-    earlier state follows from the later one, and the step is differentiated where it stands. Exact: equal to
-    `Backprop` through the same steps, but for the rounding of the recomputed states (`solvers.Reversible` says how
-    that grows).
+    earlier state follows from the later one, and the step is differentiated where it stands. This is exact:
+    equal to `Backprop` through the same steps, but for the rounding of the recomputed states (`solvers.Reversible`
+    says how that grows).
 
     Memory: two states and one step's intermediate results, whatever the number of steps. Time: each accepted step of
-    Phi once more. Random numbers (dropout, with fixed steps) and buffers are as in the forward pass; while a field
-    draws some, or has some, they are kept with each step. Under error control, a field whose values depend on buffers
+    Phi is computed once more. Random numbers (dropout, with fixed steps) and buffers are as in the forward pass; if a
+    field draws or has any, they are kept with each step. Under error control, a field whose values depend on buffers
     that evaluations change (spectral norm in training) is refused. `SolveStats.backward.y0_error` is the relative error
     of the recomputed y0; above 0.01 % the gradient is refused.
 
-    Not for another solver, for fields that contract strongly, for higher derivatives or `torch.func`. Where memory
-    allows, `Checkpoint` with Phi as the solver is as exact, and stable, with half the evaluations.
+    Do not use it for fields that contract strongly, for higher derivatives or `torch.func`; other solvers are refused.
+    Where memory allows, `Checkpoint` with Phi as the solver is as exact, and stable, with half the evaluations.
 
     Source: McCallum and Foster 2024 (arXiv:2410.11648).
     """
@@ -46,7 +46,7 @@ class Reversible(Gradient):
         """See `Gradient.solve`.
 
         Raises:
-            GradientError: also for any solver but `Reversible`, where a gradient is wanted.
+            GradientError: also for any solver but `Reversible`, if a gradient is wanted.
         """
         if not torch.is_grad_enabled():
             return solver.solve(problem)  # any solver, as nothing is undone

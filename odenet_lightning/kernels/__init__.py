@@ -1,4 +1,4 @@
-"""Faster evaluations and steps of a field. PyTorch's operators are the reference, and what runs where no kernel does.
+"""Faster evaluations and steps of a field. PyTorch's operators are the reference, and run where no kernel does.
 
 A kernel is a function of tensors that gives the same numbers to rounding. It is compiled when the package is
 installed, where there is a C compiler; the environment variable `ODENET_KERNELS=0` switches it off, and

@@ -17,7 +17,7 @@ ARM = ("aarch64", "arm64")
 
 
 class Step(ctypes.Structure):
-    """`Step` of conv_field.c, which says what each part is."""
+    """`Step` of conv_field.c, where each part is explained."""
 
     _fields_ = (
         *[(name, ADDRESS) for name in ("y", "k_first", "gamma", "beta", "weight", "bias", "a", "error", "h")],
@@ -44,7 +44,7 @@ class Library:
         """Take a step.
 
         Raises:
-            MemoryError: it is exhausted.
+            MemoryError: memory is exhausted.
         """
         if self.functions.conv_field_step(step, self.parallel):
             raise MemoryError("no memory for the field's kernel")
@@ -53,13 +53,13 @@ class Library:
         """Differentiate a step.
 
         Raises:
-            MemoryError: it is exhausted.
+            MemoryError: memory is exhausted.
         """
         if self.functions.conv_field_step_backward(step, self.parallel):
             raise MemoryError("no memory for the field's kernel")
 
     def multiply_adds(self, rounds: int) -> float:
-        """Do as many multiply-adds as one core can; returns their number."""
+        """Do multiply-adds as fast as one core can; return their number."""
         sums = torch.empty(64)  # held until the call is over
         return self.functions.multiply_adds(rounds, sums.data_ptr())
 
@@ -71,7 +71,7 @@ def address(x: Tensor | None) -> int | None:
 
 @cache
 def library() -> Library | None:
-    """The kernels for this machine's CPU; None where none was compiled, or `ODENET_KERNELS` is 0."""
+    """The kernels for this machine's CPU; None if none was compiled, or `ODENET_KERNELS` is 0."""
     if os.environ.get("ODENET_KERNELS", "1") == "0":
         return None
     of_arm = ("portable",) if platform.machine() in ARM else ()

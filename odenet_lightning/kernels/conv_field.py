@@ -24,8 +24,8 @@ EVALUATION = Plan((), (), with_end=True)  # of a single point: f(y)
 def fits(y: Tensor, k_first: Tensor | None, *params: Tensor) -> bool:
     """Whether a kernel gives what PyTorch's operators would give, on the state's device.
 
-    That is in float32, contiguous and of fitting shapes, outside autocast, `torch.func`, forward-mode differentiation
-    and whatever else looks at the operators that are called.
+    It does so in float32, for contiguous tensors of fitting shapes, outside autocast, `torch.func`, forward-mode
+    differentiation and anything else that looks at the operators that are called.
     """
     device, channels = y.device, y.size(1) if y.dim() == 4 else 0
     if not channels or not y.numel() or torch.is_autocast_enabled(device.type) or is_in_torch_dispatch_mode():
@@ -44,14 +44,14 @@ def fits(y: Tensor, k_first: Tensor | None, *params: Tensor) -> bool:
 
 
 def kernel_for(y: Tensor, k_first: Tensor | None, *params: Tensor) -> Library | None:
-    """The compiled kernel, on the CPU, where it `fits`, and outside `torch.compile`; None elsewhere."""
+    """The compiled kernel, if it `fits`, on the CPU and outside `torch.compile`; None otherwise."""
     if torch.compiler.is_compiling() or not y.is_cpu or not (found := library()):
         return None
     return found if fits(y, k_first, *params) and y.size(1) <= MOST_CHANNELS else None
 
 
 class Call(NamedTuple):
-    """What is done, and by which kernel.
+    """A kernel, and what it is to compute.
 
     Attributes:
         kernel: evaluates and differentiates.
@@ -79,9 +79,9 @@ class Call(NamedTuple):
         return step
 
     def take(self, inputs: Sequence[Any], keep: bool) -> tuple[Tensor | None, ...]:
-        """Take it: the new state, its slope and the squares as in `FusedStep`, and what a backward pass needs.
+        """Take the step; return a `FusedStep`'s values, and what a backward pass needs.
 
-        That is the points between the first and the last, and what each evaluation leaves; None if not to be kept.
+        This is the points between the first and the last, and what each evaluation leaves; None if not to be kept.
         """
         y, k_first = inputs[:2]
         plan, (images, channels, height, width) = self.plan, y.shape
@@ -115,7 +115,7 @@ class ConvFieldStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the derivatives by the inputs; by the bias it is zero, since a norm follows."""
+        """Return the gradients with respect to the inputs; the bias's is zero, since a norm follows."""
         *inputs, y1, inner, kept = ctx.saved_tensors
         by_y1, by_k_last = grad_outputs[:2]
         call: Call = ctx.call
@@ -150,8 +150,8 @@ def plain_step(plan: Plan, h: float | Tensor, eps: float, inputs: Sequence[Any])
 def differentiable(
     plan: Plan, h: float | Tensor, eps: float, inputs: Sequence[Any], cotangents: tuple[Tensor | None, Tensor | None]
 ) -> list[Tensor | None]:
-    """The derivatives by the inputs that want one, as functions of all of them and of the cotangents."""
-    # of aliases: k_first depends on y, and the derivative by y must not include that dependence
+    """The gradients with respect to the inputs that require one, as functions of all inputs and of the cotangents."""
+    # of aliases: k_first depends on y, and the gradient with respect to y must not include that dependence
     inputs = [None if x is None else x.view_as(x) for x in inputs]
     pairs = zip(plain_step(plan, h, eps, inputs), cotangents, strict=True)
     outputs = [(output, by) for output, by in pairs if output is not None and by is not None]
@@ -172,7 +172,7 @@ Parameters = tuple[Tensor, Tensor, Tensor, Tensor]  # the norm's scale and shift
 
 
 def evaluate_conv_field(y: Tensor, params: Parameters, eps: float) -> Tensor | None:
-    """norm(conv(relu(norm(y)))) with one group a channel by the kernel; None where it does not apply.
+    """norm(conv(relu(norm(y)))) by the kernel, with one group per channel; None where no kernel applies.
 
     Args:
         y: state, `[B, C, H, W]`.
@@ -202,13 +202,13 @@ def take_conv_field_step(
     eps: float,
     tolerance: tuple[float, float] = (0.0, 0.0),
 ) -> FusedStep | None:
-    """A Runge-Kutta step of that field by the kernel; None where it does not apply.
+    """A Runge-Kutta step of that field by the kernel; None where no kernel applies.
 
     Args:
         plan: coefficients.
-        h: step size; of each image, `[B, 1, 1, 1]`, where they differ.
+        h: step size, or one for each image, `[B, 1, 1, 1]`.
         y: state, `[B, C, H, W]`.
-        k_first: f(y), where known.
+        k_first: f(y), if known.
         params: see `evaluate_conv_field`.
         eps: added to the norms' variances.
         tolerance: relative and absolute, for the error ratio.

@@ -34,17 +34,17 @@ class FusedStep:
 
     @property
     def error_ratios(self) -> Tensor:
-        """That of each image."""
+        """The same for each image."""
         assert self.squares is not None
         return (self.squares * (len(self.y1) / self.y1.numel())).sqrt()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done: a tableau's rows, the last of them its weights, and how.
+    """What a kernel computes: the steps of a tableau, with an error estimate and f at the end if wanted.
 
     Attributes:
-        rows: a_ij below the diagonal, one row for each point after the first.
+        rows: a_ij below the diagonal, one row for each point after the first; the last has the tableau's weights.
         error: weights of the error estimate over all points; empty where none is wanted.
         with_end: whether f is evaluated at the last point.
     """
@@ -69,7 +69,7 @@ class Plan:
 
     @cached_property
     def addresses(self) -> tuple[int, int | None]:
-        """Where those are."""
+        """The addresses of these arrays."""
         a, error = self.coefficients
         return ctypes.addressof(a), error and ctypes.addressof(error)
 

@@ -1,6 +1,7 @@
 """The post's field on a GPU by two Triton kernels, forward and backward, one image per program.
 
-Not run on a GPU yet: `ODENET_KERNELS=triton` opts in. With `TRITON_INTERPRET=1` it runs on the CPU, for tests.
+They have not been run on a GPU yet: `ODENET_KERNELS=triton` opts in. With `TRITON_INTERPRET=1` they run on the CPU, for
+tests.
 """
 
 # in a jitted function, names have Triton's types
@@ -76,7 +77,7 @@ def backward_kernel(  # noqa: ANN201
     y, gamma, beta, weight, conv, stats, by_f, by_y, by_params,  # noqa: ANN001
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
-    """Compute the derivatives by y, and this image's part of those by the weight, gamma and beta, in this order."""
+    """Compute the gradient with respect to y, and the image's part of those of weight, gamma, beta, in this order."""
     SIZE: tl.constexpr = H * W
     image = tl.program_id(0).to(tl.int64)
     start = image * C * SIZE
@@ -146,7 +147,7 @@ class TritonConvField(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the derivatives by the inputs; by the bias it is zero, since a norm follows."""
+        """Return the gradients with respect to the inputs; the bias's is zero, since a norm follows."""
         *inputs, conv, stats = ctx.saved_tensors
         (by_f,) = grad_outputs
         y, gamma, beta, weight, bias = inputs

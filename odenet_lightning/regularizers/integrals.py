@@ -116,8 +116,8 @@ class Jacobian(_Integral):
     neighbouring paths parallel. Exact for that v under `Backprop` and `Checkpoint`; under `Adjoint` to its tolerance.
     With a relu in the field df/dy jumps, and the gradient leaves out what moving a jump would change.
 
-    Not when training time matters: each derivative is differentiated again, which takes a training step two to four
-    times as long as with `Kinetic`. A field run by torch.compile is refused, as that has no second derivatives.
+    Do not use it when training time matters: each derivative is differentiated again, and a training step takes two to
+    four times as long as with `Kinetic`. A field run by torch.compile is refused, as that has no second derivatives.
 
     Source: Finlay, Jacobsen, Nurbekyan, Oberman 2020, "How to train your neural ODE", arXiv:2002.02798.
 

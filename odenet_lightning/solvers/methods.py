@@ -30,7 +30,7 @@ class Midpoint(FixedStep):
 class Heun(FixedStep):
     """Heun's method (explicit trapezoid), order 2, two evaluations per step.
 
-    Not better than `Midpoint` in general: same cost and order, another error constant.
+    It is not better than `Midpoint` in general: same cost and order, another error constant.
     """
 
     tableau = Tableau(order=2, a=((1.0,),), b=(0.5, 0.5), c=(0.0, 1.0))

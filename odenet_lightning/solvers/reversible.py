@@ -24,30 +24,31 @@ class Reversible(Solver):
     y_{n+1} = c (y_n - z_n) + Phi_h(t_n, z_n);  z_{n+1} = z_n + y_{n+1} - Phi_{-h}(t_{n+1}, y_{n+1}).
     Both can be solved for the earlier state, so `gradients.Reversible` keeps the last pair only. The result is y.
 
-    N equal steps of s stages cost (2 N - 1) s evaluations: the last z is not needed. Under error control Phi's
-    estimate for the step from z decides, a step costs s each time it is tried and s + 1 more unless it is the last,
-    and the last one ends at t1.
+    N equal steps of s stages cost (2 N - 1) s evaluations: the last z is not needed. Under error control,
+    Phi's estimate for the step from z decides on a step. Each attempt costs s evaluations, and each accepted step
+    s + 1 more, except the last, which ends at t1.
 
     Coupling. Over a solve, y - z is damped by the product of all c, called exp(-D) here, and undoing the steps
     multiplies rounding by exp(D). By default c = exp(-2 |h| / |t1 - t0|), so D = 2 and the factor is 7.4, with any
     number of steps. The paper takes one c for all steps, so D = -N ln c: diffrax's 0.999 multiplies rounding by 2.7 in
-    1,000 steps, 0.99 by 23,000. In float32, 64 steps of the post's field lose 3e-6 of y_0, and 1,000 lose 5e-5.
+    1,000 steps, 0.99 by 23,000. In float32, y_0 has a relative error of 3e-6 after 64 steps of the post's field are
+    undone, and of 5e-5 after 1,000.
 
-    Order. y and z converge with Phi's order p. At order p, Phi_{-h} undoes the error of Phi_h if p is even, and doubles
-    it if p is odd: y - z is then of order p, too. On y' = a y over [0, T], the error of y_N is that of Phi times
+    Order. y and z converge with Phi's order p. To leading order, Phi_{-h} undoes the error of Phi_h if p is even, and
+    doubles it if p is odd: y - z is then of order p, too. On y' = a y over [0, T], the error of y_N is Phi's times
     2 q + 2 a T (1 - q) / w - 1, where w = D + 2 a T, q = (1 - exp(-w)) / w. This factor is near 1 at D = 0 and a T = 0,
     and -1 for large D. So if D grows with the number of steps, as it does with one c for all, the errors of `Euler`,
-    `Bosh3`, `Dopri5` and `Tsit5` change their sign on the way, at 0.999 between 500 and 5,000 steps, and no order shows
-    there. With D = 2 it does, from some ten to a hundred steps on: later where the leading terms are small (`Tsit5`) or
-    cancel.
+    `Bosh3`, `Dopri5` and `Tsit5` change their sign on the way, at 0.999 between 500 and 5,000 steps, and the order
+    cannot be seen there. With D = 2 it is seen from some ten to a hundred steps on, later where the leading terms are
+    small (`Tsit5`) or cancel.
 
     Stability is limited by D, not by Phi. On y' = a y the pair has, beside exp(a t), a second solution that ends as
     exp(-D - a T). Where a flow contracts at a rate L, y and z diverge unless L T < D. What this adds to the error is
     of higher order, but times exp(2 L T - D), and undoing the steps multiplies rounding by up to exp(L T). So more
     steps do not help much, and no coupling suits a flow that contracts by several powers of ten.
 
-    Not with gradients other than `gradients.Reversible`: Phi alone is as accurate with half the evaluations, and
-    `Checkpoint` recomputes the whole solve as one step. Nor where memory allows for `Checkpoint`.
+    Do not use it with gradients other than `gradients.Reversible`: Phi alone is as accurate with half the evaluations,
+    and `Checkpoint` recomputes the whole solve as one step. Nor is it needed where memory allows for `Checkpoint`.
     """
 
     def __init__(self, method: RungeKutta, coupling: float | None = None) -> None:
@@ -66,16 +67,16 @@ class Reversible(Solver):
 
     @property
     def controls_error(self) -> bool:
-        """Whether the method does."""
+        """Whether the method controls its error."""
         return self.method.controls_error
 
     @property
     def rtol(self) -> float | None:
-        """The method's relative tolerance, where it has one."""
+        """The method's relative tolerance, if it has one."""
         return getattr(self.method, "rtol", None)
 
     def with_tolerance(self, rtol: float | None, atol: float | None) -> Solver:
-        """Return the same with those of the method's tolerances replaced that are not None."""
+        """Return the same solver with new tolerances of its method; None leaves one as it is."""
         method = self.method.with_tolerance(rtol, atol)
         assert isinstance(method, RungeKutta)
         return Reversible(method, self.coupling)
@@ -86,7 +87,7 @@ class Reversible(Solver):
         return (lambda h: math.exp(-DAMPING * abs(h / span))) if fixed is None else lambda h: fixed
 
     def integrate(self, problem: Problem) -> Solution:
-        """Return the pair's y; see `Solver.solve`. To `Problem.record` the whole solve is one step."""
+        """Return the pair's y; see `Solver.solve`. For `Problem.record`, the whole solve is one step."""
         steps = [] if problem.record is None else [problem.record(whole(problem))]
         pair = self.couple(replace(problem, record=None))
         return Solution(pair.y[0], pair.stats, steps)

@@ -1,4 +1,4 @@
-"""Tables of recipes: accuracy, time and hardware of their runs, and how the quick one was chosen."""
+"""Tables of recipes: accuracy, time and hardware of their runs, and how they were chosen."""
 
 from collections.abc import Sequence
 

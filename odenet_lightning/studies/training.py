@@ -1,4 +1,4 @@
-"""Training for studies: the built-in recipe for a fixed number of epochs, without files or prints."""
+"""Training for studies: AdamW with one cycle for a fixed number of epochs, without files or prints."""
 
 import copy
 import hashlib
@@ -48,7 +48,7 @@ def train(
     regularizer: Regularizer | None = None,
     steps: int | None = None,
 ) -> ClassifierModule:
-    """Train a network by the built-in recipe (AdamW, one cycle) for a fixed number of epochs; none is chosen.
+    """Train a network by AdamW with one cycle for a fixed number of epochs, and keep the last, not the best.
 
     Args:
         make: makes the network, after the seed is set.
