@@ -63,14 +63,14 @@ def next_level(
     The change is the `variation` of the class probabilities between the two solvers. It needs no labels, and unlike a
     count of changed predictions it is smooth, so that 1,000 images are enough for a bound of one in 1,000.
 
-    Where the change exceeds the bound, the level rises to the lowest on which it does not: weights that are trained on
-    with too few steps move to dynamics that no number of them solves. It falls by one where the change would be within
-    half the bound on the level below.
+    The level rises at once to the lowest within the bound: weights that are trained on with too few steps move to
+    dynamics that no number of them solves. It falls by one where the level below is within half the bound.
 
     Args:
         net: the network, in evaluation mode.
         images: `[N, C, H, W]`, at least one.
-        first, level: the solver at level 0, and the present level.
+        first: the solver at level 0.
+        level: the present one.
         bound: the largest change, a share in (0, 1).
         mean: of a number over processes, so that all choose the same.
 
