@@ -52,7 +52,7 @@ def test_recipes_retests_under_an_accurate_solver(
     monkeypatch.setattr(Recipes, "_accuracy", accuracy)
     study = Recipes(root=str(sample_root), source="sample", configs=["built-in"], epochs=1)
     row = study.measure(study.cases()[0])
-    assert tested == [repr(Midpoint(num_steps=3)), repr(Dopri5(1e-3, 1e-3))]
+    assert tested == [repr(Midpoint(num_steps=5)), repr(Dopri5(1e-3, 1e-3))]
     assert (row["accuracy"], row["retest"]) == (0.1, 0.2)
 
 
