@@ -177,7 +177,7 @@ def test_blow_up_stops_before_the_pole() -> None:
         *(("safety", value) for value in (0.0, 1.0, math.nan)),
         *(("min_factor", value) for value in (0.0, 1.0, -1.0)),
         *(("max_factor", value) for value in (1.0, 0.5, math.nan)),
-        *(("max_steps", value) for value in (0, -3)),
+        *(("max_steps", value) for value in (0, -3, 6.0, True, None)),
     ],
 )
 def test_bad_step_control_is_refused(name: str, value: Any) -> None:

@@ -57,6 +57,13 @@ def test_where_it_does_not_apply_operators_run(build: Library, field: ConvField,
 
 
 @needs_compiler
+def test_a_single_value_per_channel_is_refused_as_by_the_operators(build: Library) -> None:
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        made(6)(ZERO, torch.randn(1, 6, 1, 1))
+    assert is_fused(made(6)(ZERO, torch.randn(2, 6, 1, 1, requires_grad=True)))
+
+
+@needs_compiler
 def test_every_kind_of_hook_is_called(build: Library) -> None:
     y, called = torch.randn(1, 2, 5, 5, requires_grad=True), []
     for register in ("full_backward_hook", "full_backward_pre_hook", "forward_pre_hook", "forward_hook"):

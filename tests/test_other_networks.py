@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -136,11 +137,13 @@ def test_sizes_are_whole_numbers(made: Any, name: str, least: int) -> None:
     for value in (least - 1, least + 0.5, least + 1.0, True, None, "3"):
         with pytest.raises(ValueError, match=f"{name} must be a whole number of at least {least}, not {value!r}"):
             made(**{name: value})
-    made(**{name: least})
+    for whole in (least, np.int64(least)):
+        made(**{name: whole})
 
 
 @pytest.mark.parametrize("net", SMALLEST)
 def test_image_shapes_are_whole_numbers(net: Any) -> None:
+    net(image_shape=tuple(np.array([1, 28, 28])))
     for shape in ((1, 28.0, 28), (True, 28, 28), (1, 28, 28.5)):
         with pytest.raises(ValueError, match=r"image_shape must be whole numbers of .*, not .* x 28"):
             net(image_shape=shape)

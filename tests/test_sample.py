@@ -53,6 +53,12 @@ def test_sample_survives_a_broken_cache(tmp_path: Path, sample_root: Path) -> No
     assert (tmp_path / sample.SAMPLE_CACHE).stat().st_size > 1_000_000, "the cache was not written anew"
 
 
+def test_cache_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / sample.SAMPLE_CACHE).mkdir()
+    assert len(load_sample(tmp_path)) == 5_000
+    assert [path.name for path in tmp_path.iterdir()] == [sample.SAMPLE_CACHE]
+
+
 def test_altered_cache_is_not_trained_on(tmp_path: Path, sample_root: Path) -> None:
     digits = load_sample(sample_root)
     images = digits.images.clone()

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from odenet_lightning.gradients import Checkpoint
 from odenet_lightning.solvers import (
     RK4,
     AdaptiveRungeKutta,
@@ -184,3 +186,18 @@ def test_stats_tell_what_happened(
         states = [*(step.y for step in steps[1:]), solution.y]
         for step, state in zip(steps, states, strict=True):
             assert relative_error(solver.replay(problem.field, step), state) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("made", "plain"),
+    [
+        (lambda n: Midpoint(num_steps=n), Midpoint(num_steps=3)),
+        (lambda n: Dopri5(num_steps=n, max_steps=n), Dopri5(num_steps=3, max_steps=3)),
+        (lambda n: Checkpoint(slots=n), Checkpoint(slots=3)),
+    ],
+)
+def test_settings_from_numpy_become_plain(made: Any, plain: Any) -> None:
+    """Checkpoints hold nothing but plain data."""
+    found = made(np.int64(3))
+    assert repr(found) == repr(plain)
+    assert {type(value) for value in vars(found).values()} == {type(value) for value in vars(plain).values()}

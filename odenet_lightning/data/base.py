@@ -45,7 +45,7 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int, augment: bool | Augmentation, split_seed: int, images: Any) -> None:
         super().__init__()
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
         self.batch_size, self.split_seed = batch_size, split_seed
         self.augment = (Shift() if augment else None) if isinstance(augment, bool) else augment

@@ -68,7 +68,7 @@ class MNISTDataModule(ImageDataModule):
         super().__init__(batch_size, augment, split_seed, images)
         if source not in get_args(Source):
             raise ValueError(f"source must be one of {', '.join(get_args(Source))}, not {source!r}")
-        if not isinstance(val_size, int) or val_size < 1:
+        if not isinstance(val_size, int) or isinstance(val_size, bool) or val_size < 1:
             raise ValueError(f"val_size must be a whole number of at least 1, not {val_size!r}")
         # an object is no hyperparameter; the command line adds the plain config that made it
         self.save_hyperparameters(ignore=["augment"])

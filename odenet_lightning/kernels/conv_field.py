@@ -28,7 +28,8 @@ def fits(y: Tensor, k_first: Tensor | None, *params: Tensor) -> bool:
     differentiation and anything else that looks at the operators that are called.
     """
     device, channels = y.device, y.size(1) if y.dim() == 4 else 0
-    if not channels or not y.numel() or torch.is_autocast_enabled(device.type) or is_in_torch_dispatch_mode():
+    # of a single value per channel the operators refuse to compute a variance
+    if not channels or y.numel() <= channels or torch.is_autocast_enabled(device.type) or is_in_torch_dispatch_mode():
         return False
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:  # pyright: ignore[reportAttributeAccessIssue]
         return False

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from odenet_lightning.block import ODEBlock, ode_blocks
-from odenet_lightning.solvers.settings import check_whole
+from odenet_lightning.solvers.settings import check_whole, is_whole
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 
@@ -69,9 +69,8 @@ class Composed(Classifier):
 
 def check_images(image_shape: ImageShape, classes: int, smallest: int) -> None:
     """Refuse images without channels or smaller than a network's layers need, and less than two classes."""
-    is_whole = all(isinstance(size, int) and not isinstance(size, bool) for size in image_shape)
     channels, height, width = image_shape
-    if not is_whole or channels < 1 or min(height, width) < smallest:
+    if not all(map(is_whole, image_shape)) or channels < 1 or min(height, width) < smallest:
         shape = " x ".join(map(str, image_shape))
         raise ValueError(f"image_shape must be whole numbers of at least 1 x {smallest} x {smallest}, not {shape}")
     check_whole("classes", classes, 2)

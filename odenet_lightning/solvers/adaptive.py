@@ -14,7 +14,7 @@ from odenet_lightning.solvers.base import Solver
 from odenet_lightning.solvers.per_sample import PerSampleSolve, state_of_each
 from odenet_lightning.solvers.problem import Norm, Problem, Solution
 from odenet_lightning.solvers.runge_kutta import RungeKutta, add_weighted, check_grid, grid_size
-from odenet_lightning.solvers.settings import check_positive_number
+from odenet_lightning.solvers.settings import check_positive_number, check_whole
 from odenet_lightning.solvers.whole_batch import AdaptiveSolve
 
 
@@ -77,12 +77,11 @@ class AdaptiveRungeKutta(RungeKutta):
             check_positive_number("first_step", first_step)
         if not 0.0 < safety < 1.0 or not 0.0 < min_factor < 1.0 < max_factor:
             raise ValueError("safety and min_factor must lie in (0, 1), max_factor above 1")
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, not {max_steps!r}")
-        self.num_steps, self.step_size = num_steps, step_size
+        check_whole("max_steps", max_steps)
+        self.num_steps, self.step_size = num_steps if num_steps is None else int(num_steps), step_size
         self.rtol, self.atol, self.first_step = rtol, atol, first_step
         self.safety, self.min_factor, self.max_factor = safety, min_factor, max_factor
-        self.max_steps, self.per_sample = max_steps, per_sample
+        self.max_steps, self.per_sample = int(max_steps), per_sample
 
     @property
     def controls_error(self) -> bool:

@@ -206,7 +206,7 @@ class FixedStep(RungeKutta):
         if num_steps is None and step_size is None:
             raise ValueError(f"{type(self).__name__} takes fixed steps: give num_steps or step_size")
         check_grid(type(self).__name__, num_steps, step_size)
-        self.num_steps, self.step_size = num_steps, step_size
+        self.num_steps, self.step_size = num_steps if num_steps is None else int(num_steps), step_size
 
     def steps_over(self, span: float) -> int:
         """See `Solver.steps_over`."""

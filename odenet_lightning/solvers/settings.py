@@ -1,6 +1,7 @@
 """Settings: the base class of solvers and gradient methods."""
 
 import math
+from numbers import Integral
 from typing import Any
 
 
@@ -18,13 +19,18 @@ class Settings:
         return hash(repr(self))
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, of Python or NumPy; a float or a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_whole(name: str, value: Any, least: int = 1) -> None:
-    """Refuse a value that is not a whole number of at least `least`; a float or a bool is none.
+    """Refuse a value that is not a whole number of at least `least` (see `is_whole`).
 
     Raises:
         ValueError: with the name of the setting.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
