@@ -210,7 +210,9 @@ def outcome(seed: int) -> str:
         assert off_by(found, truth) <= (1e-3 if "batch norm" in traits and missed else 1e-10 + 1000 * missed), case
         return "right"
     assert any("misses y0 by more than 10%" in str(warning.message) for warning in said) == (missed > 0.1), case
-    assert missed > 0.5 or off_by(found, truth) <= 3 * slack + 10 * missed, case
+    # of a batch norm that contracts, the gradient was off by up to 180 times y0's error, falling with the steps alike
+    most = 3 * slack + (250 if "batch norm" in traits else 10) * missed
+    assert missed > 0.5 or off_by(found, truth) <= most, case
     return "right"
 
 
